@@ -1,0 +1,1 @@
+"""Proposers: whoever turns parents and references into a new design."""

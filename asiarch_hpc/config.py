@@ -1,0 +1,354 @@
+"""The one schema of the configuration; the only module that reads `configs/`.
+
+A run's configuration is the schema's defaults, then the named file of `configs/` (or any path), then dotted
+overrides such as `search.batch=8`. Every policy number of the system lives here or in those files.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from asiarch_hpc.errors import ConfigError
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+
+
+@dataclass
+class DataConfig:
+    """Where the text comes from and how it becomes tokens."""
+
+    source: str = "python-stdlib"  # python-stdlib | text | jsonl | parquet | huggingface
+    paths: list[str] = field(default_factory=list)  # files or folders; .xz and .gz are read directly
+    dataset: str = ""  # Hugging Face data set, with `subset` and `split`
+    subset: str | None = None
+    split: str = "train"
+    text_field: str = "text"
+    tokenizer: str = "bpe"  # bpe (trained on the corpus) | bytes | a folder or tokenizer.json
+    vocab_size: int = 2048
+    tokenizer_megabytes: float = 4.0  # text that a BPE tokenizer is trained on
+    heldout_fraction: float = 0.05  # of the files or documents, chosen by hash
+    max_megabytes: float = 8.0  # text read, after splitting; 0 reads all
+    recall_fraction: float = 0.1  # share of training sequences that are synthetic recall documents
+    cache: str = "results/corpora"
+
+
+@dataclass
+class ScaleConfig:
+    """One training size. `dim` and `depth` are the baseline's; a design is matched to its parameters."""
+
+    name: str = "explore"
+    dim: int = 64
+    depth: int = 3
+    heads: int = 4
+    length: int = 128  # tokens a row
+    batch_size: int = 8  # rows a step
+    steps: int = 100
+    learning_rate: float = 3e-3
+    warmup_steps: int = 10
+    decay_fraction: float = 0.2  # last share of the steps in which the rate falls linearly to zero
+    weight_decay: float = 0.1
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    grad_clip: float = 1.0
+    ffn_multiple: float = 8 / 3  # SwiGLU width of layer programs, in units of dim
+    tie_embeddings: bool = False
+    precision: str = "auto"  # auto (bf16 where the device has it) | fp32 | bf16
+    device: str = "auto"  # auto | cpu | cuda
+    threads: int = 1  # CPU threads of a trial; 1 keeps results identical on every machine load
+    seeds: list[int] = field(default_factory=lambda: [0])
+    checkpoint_seconds: float = 60.0
+    step_seconds_limit: float = 30.0  # a slower step (median of five, after the first) stops the trial
+    loss_limit: float = 20.0  # nats; a larger loss stops the trial as diverged
+    keep_weights: bool = False
+
+
+@dataclass
+class EvaluationConfig:
+    """What is measured after training."""
+
+    tasks: list[str] = field(default_factory=lambda: ["text_choice", "recall", "selective_copy"])
+    questions: int = 100  # per task
+    heldout_tokens: int = 40_000
+    batch_size: int = 16
+    min_margin: float = 0.1  # held-out loss must lie this share below uniform and below the untrained model's
+    timeout_s: float = 600.0
+
+
+@dataclass
+class BaselineConfig:
+    """Seed designs trained before anything is compared with them."""
+
+    reference: str = "delta_net"
+    upper: str = "gated_delta_net"
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+
+
+@dataclass
+class OperatorConfig:
+    """Probabilities of the recombine proposer (Genesys section 4.3)."""
+
+    mutation: float = 0.75
+    crossover: float = 0.20
+    scratch: float = 0.05
+
+
+@dataclass
+class SearchConfig:
+    """What to try next, and whom to breed from (ASI-Arch sections 3.2 and 4.1)."""
+
+    policy: str = "asi_arch"  # asi_arch | random
+    proposer: str = "recombine"
+    seed: int = 0
+    designs: int = 24  # scored candidates wanted
+    batch: int = 6  # candidates between two pool updates
+    cold_start: int = 6  # candidates before the first update
+    overlap: int = 0  # batches that may be proposed before the previous one is complete
+    pool_size: int = 50
+    parent_ranks: list[int] = field(default_factory=lambda: [1, 10])
+    reference_ranks: list[int] = field(default_factory=lambda: [11, 50])
+    references: int = 4
+    attempts: int = 5  # designs tried for one slot before it is given up
+    operators: OperatorConfig = field(default_factory=OperatorConfig)
+    seed_designs: list[str] = field(
+        default_factory=lambda: [
+            "delta_net",
+            "gated_delta_net",
+            "gla",
+            "mamba2",
+            "retnet",
+            "rwkv6",
+            "ttt_linear",
+            "gpt",
+        ]
+    )
+
+
+@dataclass
+class FitnessConfig:
+    """The composite fitness (ASI-Arch sections 3.1 and 4.1)."""
+
+    sigmoid_scale: float = 6.0  # reproduces every published score
+    band: float = 0.1  # differences are clipped at this share of the baseline
+    leak_margin: float = 0.1  # a loss this share below the baseline's is a leak
+    judge: str = "rule"
+
+
+@dataclass
+class GateConfig:
+    """Limits of the checks that precede a GPU."""
+
+    timeout_s: float = 120.0
+    memory_gb: float = 4.0
+    lengths: list[int] = field(default_factory=lambda: [1, 65, 128])
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 3])
+    causality_length: int = 130
+    causality_positions: int = 6
+    causality_tolerance: float = 1e-3  # of the output's scale, in fp32
+    parameter_tolerance: float = 0.2  # around the baseline's non-embedding count (Genesys B.1.4)
+    flops_tolerance: float = 2.0  # factor beyond which measured FLOPs are flagged
+    dim_step: int = 8
+    learn_steps: int = 10
+    learn_rate: float = 1e-2
+    grad_norm_limit: float = 1e4
+    sandbox: str = "auto"  # auto takes the strongest rung found | namespaces | landlock | limits
+
+
+@dataclass
+class ResourceConfig:
+    """What one kind of job asks for; `slurm` holds further sbatch options (account, qos, constraint …)."""
+
+    timeout_min: float = 30.0
+    cpus: int = 1
+    gpus: int = 0
+    memory_gb: float = 4.0
+    nodes: int = 1
+    slurm: dict[str, Any] = field(default_factory=dict)
+
+
+def _train_resources() -> ResourceConfig:
+    return ResourceConfig(timeout_min=60.0)
+
+
+@dataclass
+class ExecutorConfig:
+    """Where jobs run. `auto` takes Slurm where `sinfo` answers, else the local machine."""
+
+    kind: str = "auto"  # auto | local | slurm
+    max_jobs: int = 0  # jobs at once; 0: all cores on the local machine, 200 on Slurm
+    query_seconds: float = 60.0  # least time between two scheduler queries on Slurm
+    array_limit: int = 1000  # tasks of one array; the cluster's MaxArraySize bounds it further
+    signal_seconds: int = 90  # warning before a time limit
+    lost_grace_seconds: float = 15.0  # wait for a result file after a job left the queue
+    propose: ResourceConfig = field(default_factory=ResourceConfig)
+    train: ResourceConfig = field(default_factory=_train_resources)
+    assess: ResourceConfig = field(default_factory=ResourceConfig)
+
+
+@dataclass
+class LimitsConfig:
+    """When the controller gives up, waits, or ends."""
+
+    submissions: int = 4  # of one job, when its process dies without a result
+    hours: float = 0.0  # of the whole run; 0: none
+    tick_seconds: float = 0.5
+    lease_stale_seconds: float = 90.0
+    min_free_megabytes: float = 50.0
+
+
+@dataclass
+class Config:
+    """Everything that defines a run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    baselines: BaselineConfig = field(default_factory=BaselineConfig)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    fitness: FitnessConfig = field(default_factory=FitnessConfig)
+    gate: GateConfig = field(default_factory=GateConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    limits: LimitsConfig = field(default_factory=LimitsConfig)
+
+
+# Groups that say how a run is carried out, not what it finds: they may change when a run is resumed.
+CARRIED_OUT_BY = ("executor", "limits")
+
+
+def load_config(name_or_path: str = "laptop", overrides: Sequence[str] = ()) -> Config:
+    """Reads a configuration file, applies dotted overrides, and checks the result.
+
+    Args:
+        name_or_path: a file's stem in `configs/`, or a path to a YAML file.
+        overrides: `group.key=value` strings, values in YAML syntax.
+
+    Raises:
+        ConfigError: no such file, unknown key (the message lists the valid ones), wrong type, bad value.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = CONFIGS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        known = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
+        raise ConfigError(f"no configuration {name_or_path!r}: expected a YAML file or one of {known}")
+    merged = OmegaConf.structured(Config)
+    try:
+        layer = OmegaConf.load(path)
+    except Exception as error:  # the YAML parser has no common base class with OmegaConf's errors
+        raise ConfigError(f"{path}: not valid YAML: {error}") from error
+    merged = _merge(merged, layer, str(path))
+    for override in overrides:
+        key, sign, _ = override.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"override {override!r}: expected group.key=value, for example search.batch=8")
+        try:
+            layer = OmegaConf.from_dotlist([override])
+        except Exception as error:
+            raise ConfigError(f"override {override!r}: {error}") from error
+        merged = _merge(merged, layer, f"override {override!r}")
+    config = cast(Config, OmegaConf.to_object(merged))
+    check(config)
+    return config
+
+
+def from_dict(data: dict[str, Any], *, source: str) -> Config:
+    """Rebuilds a configuration from its JSON form (`run.json`)."""
+    merged = _merge(OmegaConf.structured(Config), OmegaConf.create(data), source)
+    return cast(Config, OmegaConf.to_object(merged))
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """The JSON form of a configuration."""
+    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Lines `key: old -> new` for every value that differs, in key order."""
+    lines: list[str] = []
+    for key in sorted(set(old) | set(new)):
+        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += differences(a, b, f"{name}.")
+        elif a != b:
+            lines.append(f"{name}: {a!r} -> {b!r}")
+    return lines
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError for values that no run could honour."""
+    search, scale = config.search, config.scale
+    problems = [
+        (search.policy in ("asi_arch", "random"), f"search.policy={search.policy!r}: asi_arch or random"),
+        (search.proposer == "recombine", f"search.proposer={search.proposer!r}: recombine"),
+        (config.fitness.judge == "rule", f"fitness.judge={config.fitness.judge!r}: rule"),
+        (
+            config.executor.kind in ("auto", "local", "slurm"),
+            f"executor.kind={config.executor.kind!r}: auto, local or slurm",
+        ),
+        (
+            config.gate.sandbox in ("auto", "namespaces", "landlock", "limits"),
+            f"gate.sandbox={config.gate.sandbox!r}: auto, namespaces, landlock or limits",
+        ),
+        (scale.dim % scale.heads == 0, f"scale.dim={scale.dim}: a multiple of scale.heads={scale.heads}"),
+        (len(config.baselines.seeds) >= 3, f"baselines.seeds={config.baselines.seeds}: at least three seeds"),
+        (len(set(config.baselines.seeds)) == len(config.baselines.seeds), "baselines.seeds: each seed once"),
+        (len(scale.seeds) >= 1, "scale.seeds: at least one seed"),
+        (search.batch >= 1 and search.cold_start >= 0, "search.batch >= 1 and search.cold_start >= 0"),
+        (search.designs >= 1 and search.attempts >= 1, "search.designs >= 1 and search.attempts >= 1"),
+        (
+            0 < config.data.heldout_fraction < 1,
+            f"data.heldout_fraction={config.data.heldout_fraction}: between 0 and 1",
+        ),
+        (
+            min(search.operators.mutation, search.operators.crossover, search.operators.scratch) >= 0
+            and search.operators.mutation + search.operators.crossover + search.operators.scratch > 0,
+            "search.operators: weights that are not negative and not all zero",
+        ),
+    ]
+    for holds, message in problems:
+        if not holds:
+            raise ConfigError(f"{message} was expected")
+
+
+def _merge(base: Any, layer: Any, source: str) -> DictConfig:
+    if not isinstance(layer, DictConfig):
+        raise ConfigError(f"{source}: expected a mapping of groups {[f.name for f in fields(Config)]}")
+    _check_keys(Config, OmegaConf.to_container(layer), "", source)
+    try:
+        return cast(DictConfig, OmegaConf.merge(base, layer))
+    except OmegaConfBaseException as error:
+        key = getattr(error, "full_key", "") or "?"
+        expected = OmegaConf.select(base, key, default=None)
+        raise ConfigError(
+            f"{source}: {key} has a wrong value or type: {getattr(error, 'msg', None) or error}; "
+            f"expected a value like {expected!r}"
+        ) from error
+
+
+def _check_keys(schema: Any, data: Any, prefix: str, source: str) -> None:
+    if not is_dataclass(schema) or not isinstance(data, dict):
+        return
+    known = {f.name: f for f in fields(cast(Any, schema))}
+    for key, value in data.items():
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" (did you mean {prefix}{close[0]}?)" if close else ""
+            raise ConfigError(
+                f"{source}: unknown key {prefix}{key}{hint}; valid keys here: "
+                + ", ".join(f"{prefix}{name}" for name in known)
+            )
+        _check_keys(_SCHEMAS.get(str(known[key].type)), value, f"{prefix}{key}.", source)
+
+
+_SCHEMAS = {
+    cls.__name__: cls
+    for cls in (
+        DataConfig, ScaleConfig, EvaluationConfig, BaselineConfig, OperatorConfig, SearchConfig, FitnessConfig,
+        GateConfig, ResourceConfig, ExecutorConfig, LimitsConfig,
+    )
+}  # fmt: skip

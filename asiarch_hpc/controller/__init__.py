@@ -1,0 +1,1 @@
+"""The controller: one cheap process that never imports torch."""

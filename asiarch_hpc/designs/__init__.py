@@ -1,0 +1,1 @@
+"""Designs: layer programs and unit trees, the unit library, the seed designs."""

@@ -1,0 +1,1 @@
+"""Evaluation of trained weights through lm-eval, offline, in a process that the candidate cannot edit."""

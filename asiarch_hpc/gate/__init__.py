@@ -1,0 +1,1 @@
+"""The gate: executable checks that a design passes before it may use a GPU."""

@@ -1,0 +1,295 @@
+"""The records that the store holds, as frozen dataclasses, and their JSON form.
+
+Every record carries `schema_version`. `to_json` and `from_json` are inverse to each other; `from_json` checks
+field names and types, because people edit these files and crashes truncate them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Literal, TypeVar
+
+from asiarch_hpc.errors import RecordError
+
+SCHEMA_VERSION = 1
+
+Json = dict[str, Any]
+Role = Literal["baseline", "candidate"]
+Form = Literal["program", "tree"]
+Operator = Literal["seed", "mutation", "crossover", "scratch", "llm"]
+JobKind = Literal["propose", "debug", "train", "assess", "serve", "extract"]
+Severity = Literal["reject", "warn", "property"]
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """Everything fixed about one design in one run (`experiment.json`).
+
+    `id` is the hash of the normalised source, `source_sha256` that of the stored bytes of `architecture.py`.
+    `slot` numbers the search's places; `attempt` counts the designs tried for that place. Both are None for
+    baselines.
+    """
+
+    id: str
+    name: str
+    role: Role
+    form: Form
+    operator: Operator
+    proposer: str
+    policy: str
+    source_sha256: str
+    created: str
+    slot: int | None = None
+    attempt: int | None = None
+    generation: int = 0
+    parents: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    """One result of a gate check: what was measured, against which limit, and how to repair it."""
+
+    code: str
+    severity: Severity
+    message: str
+    measured: float | None = None
+    limit: float | None = None
+    hint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GateReport:
+    """Outcome of all checks on one design (`gate.json`).
+
+    `dim` and `depth` are the model sizes that match the baseline's parameter count; the trial uses them.
+    `parameters` excludes embeddings and head. `flops_per_token` is forward, measured. `launches` counts
+    tensor operations of one forward pass, `modelled_seconds_per_token` the roofline time of the counted
+    operations (deterministic, unlike a clock). `time_exponent` is the fitted growth of modelled time with
+    length.
+    """
+
+    passed: bool
+    findings: tuple[Finding, ...] = ()
+    dim: int = 0
+    depth: int = 0
+    parameters: int = 0
+    parameters_total: int = 0
+    flops_per_token: float = 0.0
+    launches: int = 0
+    modelled_seconds_per_token: float = 0.0
+    time_exponent: float = 0.0
+    sandbox: str = ""
+    seconds: float = 0.0
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrialRecord:
+    """One finished training (`trials/<name>/trial.json`). Losses in nats per token, times in seconds."""
+
+    experiment: str
+    name: str
+    scale: str
+    seed: int
+    attempt: str
+    dim: int
+    depth: int
+    parameters: int
+    steps: int
+    tokens: int
+    first_loss: float
+    final_loss: float
+    train_seconds: float
+    tokens_per_second: float
+    weights_sha256: str
+    corpus_key: str
+    device: str
+    precision: str
+    resumed: int = 0
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskScore:
+    """Accuracy of one task, with its standard error, chance level and number of questions."""
+
+    accuracy: float
+    stderr: float
+    chance: float
+    questions: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """One evaluation of trained weights (`trials/<name>/evaluation.json`).
+
+    `loss` is held-out nats per token, `bits_per_byte` the same text per UTF-8 byte; `untrained_*` are the same
+    for the model before its first step. `benchmark` is the mean task accuracy.
+    """
+
+    experiment: str
+    trial: str
+    attempt: str
+    weights_sha256: str
+    loss: float
+    bits_per_byte: float
+    untrained_loss: float
+    untrained_bits_per_byte: float
+    uniform_loss: float
+    benchmark: float
+    tasks: Mapping[str, TaskScore] = field(default_factory=dict)
+    seconds: float = 0.0
+    harness: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BaselineStats:
+    """Seeds of one baseline: mean and sample standard deviation (n - 1) of loss and benchmark."""
+
+    experiment: str
+    name: str
+    seeds: int
+    loss_mean: float
+    loss_sd: float
+    benchmark_mean: float
+    benchmark_sd: float
+    bits_per_byte_mean: float
+    bits_per_byte_sd: float
+    flops_per_token: float
+    modelled_seconds_per_token: float
+    time_exponent: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judgement:
+    """Quality on the 1-10 scale; `source` is "rule" while no language model judges."""
+
+    raw: float
+    source: str
+    version: str
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """Fitness of one experiment (`score.json`), its three parts, each in [0, 1], and its noise.
+
+    `fitness_sd` propagates the baselines' seed spread. `discarded` names the reason when the design must not
+    enter the pool (a loss too far below the baseline's is a leak).
+    """
+
+    experiment: str
+    fitness: float
+    fitness_sd: float
+    loss_part: float
+    benchmark_part: float
+    judge_part: float
+    loss: float
+    bits_per_byte: float
+    benchmark: float
+    judgement: Judgement
+    formula: str
+    discarded: str | None = None
+    slot: int | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PoolEntry:
+    """One ranked place of a generation."""
+
+    rank: int
+    id: str
+    fitness: float
+    fitness_sd: float
+    role: Role
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Generation:
+    """One immutable state of the pool (`pool/000007.json`). `through_slot` is the first slot not folded in."""
+
+    number: int
+    formula: str
+    through_slot: int
+    entries: tuple[PoolEntry, ...]
+    baselines: tuple[BaselineStats, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+def to_json(record: Any) -> Json:
+    """The JSON object of a record; tuples become lists."""
+    return typing.cast(Json, dataclasses.asdict(record))
+
+
+def from_json(cls: type[R], data: Any, *, source: str = "record") -> R:
+    """Builds a record of type `cls` from parsed JSON.
+
+    Raises:
+        RecordError: not an object, another schema version, missing or unknown fields, wrong types.
+    """
+    if not isinstance(data, dict):
+        raise RecordError(f"{source}: found {type(data).__name__}, expected a JSON object ({cls.__name__})")
+    hints = _hints(cls)
+    version = data.get("schema_version", SCHEMA_VERSION)
+    if "schema_version" in hints and version != SCHEMA_VERSION:
+        raise RecordError(
+            f"{source}: schema_version {version!r}, expected {SCHEMA_VERSION}; "
+            "it was written by another version of asiarch-hpc, use that one or `asiarch rebuild`"
+        )
+    unknown = sorted(set(data) - set(hints))
+    if unknown:
+        raise RecordError(f"{source}: unknown fields {unknown} for {cls.__name__}; expected {sorted(hints)}")
+    required = {
+        f.name
+        for f in dataclasses.fields(typing.cast(Any, cls))
+        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
+    }
+    missing = sorted(required - set(data))
+    if missing:
+        raise RecordError(f"{source}: fields {missing} of {cls.__name__} are missing; the file is truncated or edited")
+    return cls(**{name: _convert(hints[name], value, f"{source}: {name}") for name, value in data.items()})
+
+
+@cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any:
+        return value
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in args:
+            return None
+        return _convert(next(a for a in args if a is not type(None)), value, where)
+    if origin is Literal:
+        if value not in args:
+            raise RecordError(f"{where}: found {value!r}, expected one of {list(args)}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise RecordError(f"{where}: found {type(value).__name__}, expected a list")
+        return tuple(_convert(args[0], v, where) for v in value)
+    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        if not isinstance(value, dict):
+            raise RecordError(f"{where}: found {type(value).__name__}, expected an object")
+        return {k: _convert(args[1], v, where) for k, v in value.items()}
+    if dataclasses.is_dataclass(hint):
+        return from_json(typing.cast(type, hint), value, source=where)
+    if hint is float and type(value) in (int, float):
+        return float(value)
+    if type(value) is not hint:
+        raise RecordError(f"{where}: found {value!r}, expected {getattr(hint, '__name__', hint)}")
+    return value

@@ -1,0 +1,1 @@
+"""Search: population, pool, fitness and policies. Pure functions: no I/O, no clock, rng passed in."""

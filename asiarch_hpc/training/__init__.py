@@ -1,0 +1,1 @@
+"""Training: corpus, data, backbone, loop, engine, monitor, tuner, checkpoint."""

@@ -1,0 +1,1 @@
+"""Thin, picklable entry points of the jobs that the controller submits."""
