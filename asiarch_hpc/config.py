@@ -34,7 +34,8 @@ class DataConfig:
     vocab_size: int = 2048
     tokenizer_megabytes: float = 4.0  # text that a BPE tokenizer is trained on
     heldout_fraction: float = 0.05  # of the files or documents, chosen by hash
-    max_megabytes: float = 8.0  # text read, after splitting; 0 reads all
+    max_megabytes: float = 8.0  # text used, train and held-out; 0 uses all
+    document_kilobytes: float = 64.0  # longer text files are cut at blank lines into documents; 0 cuts none
     recall_fraction: float = 0.1  # share of training sequences that are synthetic recall documents
     cache: str = "results/corpora"
 
@@ -58,6 +59,7 @@ class ScaleConfig:
     grad_clip: float = 1.0
     ffn_multiple: float = 8 / 3  # SwiGLU width of layer programs, in units of dim
     tie_embeddings: bool = False
+    embedding_std: float = 1.0  # of a new embedding; 0.02, common at large scale, learns slowly in few steps
     precision: str = "auto"  # auto (bf16 where the device has it) | fp32 | bf16
     device: str = "auto"  # auto | cpu | cuda
     threads: int = 1  # CPU threads of a trial; 1 keeps results identical on every machine load
@@ -74,9 +76,12 @@ class EvaluationConfig:
 
     tasks: list[str] = field(default_factory=lambda: ["text_choice", "recall", "selective_copy"])
     questions: int = 100  # per task
+    seed: int = 0  # of the questions; one value for everything that is to be compared
     heldout_tokens: int = 40_000
+    untrained_tokens: int = 4_000  # part of the held-out text on which fresh weights are measured
     batch_size: int = 16
     min_margin: float = 0.1  # held-out loss must lie this share below uniform and below the untrained model's
+    causality_tolerance: float = 0.05  # nats by which a prediction may move when only later tokens change
     timeout_s: float = 600.0
 
 
@@ -114,6 +119,7 @@ class SearchConfig:
     reference_ranks: list[int] = field(default_factory=lambda: [11, 50])
     references: int = 4
     attempts: int = 5  # designs tried for one slot before it is given up
+    slot_limit: float = 2.0  # slots in all, as a multiple of designs, when some slots stay without a score
     operators: OperatorConfig = field(default_factory=OperatorConfig)
     seed_designs: list[str] = field(
         default_factory=lambda: [
@@ -137,6 +143,12 @@ class FitnessConfig:
     band: float = 0.1  # differences are clipped at this share of the baseline
     leak_margin: float = 0.1  # a loss this share below the baseline's is a leak
     judge: str = "rule"
+    judge_reference: float = 5.0  # the rule's grade of the reference baseline, on the scale 1 to 10
+    judge_speed: float = 2.0  # points for each halving of the modelled time per token, lost for each doubling
+    judge_growth: float = 5.0  # points lost per unit of time exponent above the limit
+    judge_growth_limit: float = 1.3  # growth of time with length that costs nothing (1: linear, 2: quadratic)
+    judge_parameters: float = 1.0  # points lost for each doubling of the parameters at equal size
+    noise_factor: float = 2.8  # standard deviations called noise: 95 % of Student's t at two baselines x 3 seeds
 
 
 @dataclass
@@ -155,7 +167,17 @@ class GateConfig:
     dim_step: int = 8
     learn_steps: int = 10
     learn_rate: float = 1e-2
+    learn_drop: float = 0.01  # least share of the first loss by which these steps must lower it
+    grad_clip: float = 1.0  # in these steps; the norm before clipping must stay below the next limit
     grad_norm_limit: float = 1e4
+    parameter_noise: float = 0.02  # parameters are moved by this much, plus a tenth of their size, before checks
+    exponent_lengths: list[int] = field(default_factory=lambda: [256, 512, 1024])
+    # The nominal machine of modelled times: about one CPU core; set an accelerator's at larger scales.
+    roofline_flops: float = 5e10  # per second
+    roofline_bytes: float = 1e10  # per second
+    roofline_launch_s: float = 5e-6  # per tensor operation
+    processes: int = 16  # that a design may have running at once
+    file_megabytes: float = 64.0  # largest file that a design may write, in its scratch folder
     sandbox: str = "auto"  # auto takes the strongest rung found | namespaces | landlock | limits
 
 
@@ -195,6 +217,7 @@ class LimitsConfig:
     """When the controller gives up, waits, or ends."""
 
     submissions: int = 4  # of one job, when its process dies without a result
+    refusals: int = 10  # submissions refused in a row before the controller stops
     hours: float = 0.0  # of the whole run; 0: none
     tick_seconds: float = 0.5
     lease_stale_seconds: float = 90.0

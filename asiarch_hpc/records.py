@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, Literal, TypeVar
@@ -168,6 +168,7 @@ class BaselineStats:
     flops_per_token: float
     modelled_seconds_per_token: float
     time_exponent: float
+    parameters: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,19 +218,26 @@ class PoolEntry:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Generation:
-    """One immutable state of the pool (`pool/000007.json`). `through_slot` is the first slot not folded in."""
+    """One immutable state of the pool (`pool/000007.json`). `through_slot` is the first slot not folded in.
+
+    `scored` lists all experiments that have a fitness by then, `tried` all designs that exist by then: none of
+    those is proposed again.
+    """
 
     number: int
     formula: str
     through_slot: int
     entries: tuple[PoolEntry, ...]
     baselines: tuple[BaselineStats, ...] = ()
+    scored: tuple[str, ...] = ()
+    tried: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 
 def to_json(record: Any) -> Json:
     """The JSON object of a record; tuples become lists."""
-    return typing.cast(Json, dataclasses.asdict(record))
+    data: Json = _plain(dataclasses.asdict(record))
+    return data
 
 
 def from_json(cls: type[R], data: Any, *, source: str = "record") -> R:
@@ -240,7 +248,7 @@ def from_json(cls: type[R], data: Any, *, source: str = "record") -> R:
     """
     if not isinstance(data, dict):
         raise RecordError(f"{source}: found {type(data).__name__}, expected a JSON object ({cls.__name__})")
-    hints = _hints(cls)
+    hints = _hints(typing.cast(Any, cls))
     version = data.get("schema_version", SCHEMA_VERSION)
     if "schema_version" in hints and version != SCHEMA_VERSION:
         raise RecordError(
@@ -261,9 +269,15 @@ def from_json(cls: type[R], data: Any, *, source: str = "record") -> R:
     return cls(**{name: _convert(hints[name], value, f"{source}: {name}") for name, value in data.items()})
 
 
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+
 @cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+def _hints(cls: Hashable) -> dict[str, Any]:
+    return typing.get_type_hints(typing.cast(type, cls))
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

@@ -1,0 +1,204 @@
+"""The command line: `asiarch explore | tick | status | rebuild | check | bench`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from asiarch_hpc.config import Config, from_dict, load_config
+from asiarch_hpc.controller import progress, run, view
+from asiarch_hpc.controller.leaderboard import leaderboard
+from asiarch_hpc.controller.loop import Controller
+from asiarch_hpc.controller.state import RunState
+from asiarch_hpc.errors import AsiarchError, ConfigError
+from asiarch_hpc.store.files import read_json
+from asiarch_hpc.store.layout import RunLayout
+
+
+class StopRequestedError(Exception):
+    """A signal asks the controller to end; the jobs go on without it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0 done, 1 an error that its message explains, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        code: int = options.command(options)
+        return code
+    except AsiarchError as error:
+        print(f"asiarch: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `asiarch status | head`
+        sys.stderr.close()
+        return 0
+
+
+def explore(options: argparse.Namespace) -> int:
+    """Starts or resumes a run, and drives it to its end."""
+    config = load_config(options.config, options.overrides)
+    layout = RunLayout.of(options.results, options.run or Path(options.config).stem)
+    with run.open_controller(layout, config) as controller:
+        screen = view.open_view(sys.stdout)
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, _request_stop)
+        try:
+            reason = _drive(controller, lambda: screen.show(_snapshot(controller)))
+        except KeyboardInterrupt:
+            screen.close()
+            print("\nstopping; jobs end at their next checkpoint …", flush=True)
+            controller.cancel_jobs()
+            print("stopped. The same command resumes the run.")
+            return 130
+        except StopRequestedError as error:
+            print(f"{error}: the controller ends, its jobs go on; the same command resumes the run", flush=True)
+            return 0
+        finally:
+            screen.close()
+        controller.record({"event": "finished", "reason": reason})
+        screen.show(_snapshot(controller))
+        screen.close()
+        _print_end(layout, controller.state, controller.config)
+    return 0
+
+
+def tick(options: argparse.Namespace) -> int:
+    """One turn of the loop, for cron-like use and for debugging."""
+    layout, config = _existing(options)
+    with run.open_controller(layout, config) as controller:
+        controller.tick()
+        for line in view.status_lines(_snapshot(controller)):
+            print(line)
+    return 0
+
+
+def status(options: argparse.Namespace) -> int:
+    """Shows a run that this or another machine drives, without touching it."""
+    layout, config = _existing(options)
+    state = run.load_state(layout, config)
+    live = run.holder(layout)
+    shot = progress.snapshot(layout.name, state, config, now=time.time(), live=bool(live))
+    for line in view.status_lines(shot):
+        print(line)
+    print(f"  controller: {live or 'none is running; the command that started the run resumes it'}")
+    if state.scores:
+        _print_board(state, config)
+    return 0
+
+
+def rebuild(options: argparse.Namespace) -> int:
+    """Reads the whole tree and writes the journal anew from it."""
+    layout, config = _existing(options)
+    began = time.monotonic()
+    with run.open_controller(layout, config) as controller:
+        before = run.fingerprint(controller.state)
+        controller.replace_state(run.rebuild(layout, config))
+        seconds = time.monotonic() - began
+        after = run.fingerprint(controller.state)
+        print(
+            f"rebuilt {len(controller.state.experiments)} experiments, {len(controller.state.scores)} scores and "
+            f"{controller.state.generations} pool generations in {seconds:.1f} s; "
+            f"{'same state as before' if before == after else f'the state changed: {before} -> {after}'}"
+        )
+        for message in controller.state.recent:
+            print(f"  {message}")
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Passes a design file through the gate and prints the report."""
+    from jobs import check as job  # torch is loaded for this command only
+
+    config = load_config(options.config, options.overrides)
+    passed, text = job.check_file(options.file, config, corpora=options.results / "corpora")
+    print(text)
+    return 0 if passed else 1
+
+
+def _drive(controller: Controller, show: Callable[[], None]) -> str:
+    shown = 0.0
+    while True:
+        controller.tick()
+        reason = controller.done()
+        if reason is not None or time.monotonic() - shown >= 0.5:
+            show()
+            shown = time.monotonic()
+        if reason is not None:
+            return reason
+        time.sleep(controller.config.limits.tick_seconds)
+
+
+def _snapshot(controller: Controller) -> view.Snapshot:
+    return progress.snapshot(
+        controller.layout.name,
+        controller.state,
+        controller.config,
+        now=time.time(),
+        known=controller.known,
+        trouble=controller.trouble,
+    )
+
+
+def _print_end(layout: RunLayout, state: RunState, config: Config) -> None:
+    _print_board(state, config)
+    best = progress.best(state)
+    if best is not None:
+        folder = layout.experiment(best.experiment).root
+        print(f"best design: {os.path.relpath(folder)} (architecture.py, motivation.md, score.json)")
+
+
+def _print_board(state: RunState, config: Config) -> None:
+    width = os.get_terminal_size().columns if sys.stdout.isatty() else 120
+    board = leaderboard(
+        progress.rows(state),
+        reference=state.stats[0] if state.stats else None,
+        baselines=state.stats,
+        noise_factor=config.fitness.noise_factor,
+        width=width,
+    )
+    view.print_to(sys.stdout, board)
+
+
+def _existing(options: argparse.Namespace) -> tuple[RunLayout, Config]:
+    layout = RunLayout.of(options.results, options.run)
+    if not layout.record.exists():
+        runs = sorted(path.parent.name for path in options.results.glob("*/run.json"))
+        raise ConfigError(
+            f"no run {options.run!r} in {options.results}; found {runs or 'none'}, start one with explore"
+        )
+    return layout, from_dict(read_json(layout.record)["config"], source=str(layout.record))
+
+
+def _request_stop(number: int, frame: FrameType | None) -> None:
+    raise StopRequestedError(f"received {signal.Signals(number).name}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="asiarch", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    def add(function: Callable[[argparse.Namespace], int], *, configured: bool) -> argparse.ArgumentParser:
+        command = commands.add_parser(function.__name__, help=(function.__doc__ or "").strip().splitlines()[0])
+        command.set_defaults(command=function)
+        command.add_argument("--results", type=Path, default=Path("results"), help="folder of all runs")
+        if configured:
+            command.add_argument("--config", default="laptop", help="name in configs/, or a YAML file")
+            command.add_argument("overrides", nargs="*", metavar="group.key=value")
+        return command
+
+    explore_parser = add(explore, configured=True)
+    explore_parser.add_argument("--run", help="name of the run; default: the configuration's name")
+    for function in (tick, status, rebuild):
+        add(function, configured=False).add_argument("--run", default="laptop")
+    check_parser = add(check, configured=True)
+    check_parser.add_argument("--file", type=Path, required=True, help="layer program, composed block or units.json")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,133 @@
+"""Jobs as processes of this machine, through submitit's local executor, with a limit on how many run at once.
+
+A running job is found by its command line in /proc, which holds its folder, so that a controller that was killed
+and started again sees the jobs of its predecessor without having recorded anything.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import submitit
+
+from asiarch_hpc.config import ExecutorConfig
+from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, MakeCallable
+from asiarch_hpc.errors import SchedulerError
+
+
+class LocalScheduler:
+    """Implements `Scheduler` on one machine. `folder` is the run's `jobs/`."""
+
+    name = "local"
+
+    def __init__(self, folder: Path, config: ExecutorConfig, make_callable: MakeCallable) -> None:
+        self._folder = folder.absolute()
+        self._config = config
+        self._make_callable = make_callable
+        self._limit = config.max_jobs or os.cpu_count() or 1
+        self._started: list[submitit.Job[Any]] = []
+
+    def room(self, unfinished: int) -> int:
+        return max(0, self._limit - unfinished)
+
+    def submit(self, tag: str, jobs: Sequence[JobRequest]) -> list[str]:
+        return [self._submit(self._folder / tag / str(index), job) for index, job in enumerate(jobs)]
+
+    def _submit(self, folder: Path, request: JobRequest) -> str:
+        resources = request.resources
+        minutes = max(1.0, resources.timeout_min)
+        try:
+            executor = submitit.LocalExecutor(folder)
+            executor.update_parameters(
+                timeout_min=minutes,
+                gpus_per_node=resources.gpus,
+                signal_delay_s=min(self._config.signal_seconds, int(minutes * 20)),
+            )
+            with _quiet_interrupts(), _environment(OMP_NUM_THREADS=str(resources.cpus)):
+                job = executor.submit(self._make_callable(request))
+        except OSError as error:
+            raise SchedulerError(f"cannot start {request.name} on this machine: {error}") from error
+        self._started.append(job)
+        return str(job.job_id)
+
+    def query(self) -> dict[str, JobStatus]:
+        # Ended children stay zombies until they are polled.
+        self._started = [job for job in self._started if not job.done()]
+        found = {}
+        for pid, folder in self._processes():
+            name = f"{folder.parent.name}_{folder.name}"
+            found[name] = JobStatus(name=name, state="running", scheduler_id=str(pid))
+        return found
+
+    def cancel(self, names: Sequence[str]) -> None:
+        """Asks the jobs to stop at a checkpoint (SIGTERM), and kills those that have not after ten seconds."""
+        wanted = set(names)
+
+        def left() -> list[int]:
+            return [pid for pid, f in self._processes() if f"{f.parent.name}_{f.name}" in wanted]
+
+        for pid in left():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + 10
+        while left() and time.monotonic() < deadline:
+            self.query()
+            time.sleep(0.05)
+        for pid in left():
+            for process in [*_children(pid), pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
+
+    def explain(self, names: Sequence[str]) -> dict[str, str]:
+        return {}
+
+    def _processes(self) -> Iterator[tuple[int, Path]]:
+        """Process id and folder of every job of this run that lives on this machine."""
+        for entry in os.scandir("/proc"):
+            if not entry.name.isdigit():
+                continue
+            try:
+                words = Path(entry.path, "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"submitit.local._local" not in words:
+                continue
+            folder = Path(os.fsdecode(words[words.index(b"submitit.local._local") + 1]))
+            if folder.parent.parent == self._folder:
+                yield int(entry.name), folder
+
+
+def _children(pid: int) -> list[int]:
+    with contextlib.suppress(OSError):
+        return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
+
+
+@contextlib.contextmanager
+def _quiet_interrupts() -> Iterator[None]:
+    """Lets a child inherit an ignored SIGINT: Ctrl-C at the terminal is for the controller, which ends jobs itself."""
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextlib.contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,292 @@
+"""The loop: one idempotent tick, repeated. Kill it anywhere and start it again.
+
+Every decision is written to the journal before it is carried out, and every job has a name that is used once, so
+that a later controller finds out from the scheduler what its predecessor did not live to record.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from pathlib import Path
+
+from asiarch_hpc.config import Config
+from asiarch_hpc.controller import intake, scoring, works
+from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, Scheduler
+from asiarch_hpc.controller.state import Busy, Event, RunState, WorkSpec
+from asiarch_hpc.errors import AsiarchError, RecordError, SchedulerError, StoreError, TrainingError
+from asiarch_hpc.records import Generation, from_json, to_json
+from asiarch_hpc.search import population
+from asiarch_hpc.search.population import Population
+from asiarch_hpc.store.files import move_aside, read_json, write_bytes, write_json
+from asiarch_hpc.store.journal import Journal
+from asiarch_hpc.store.layout import RunLayout
+from asiarch_hpc.store.lease import Lease
+
+LOG_BYTES = 65_536  # of a job's log, kept beside its trial
+
+
+class FatalJobError(AsiarchError):
+    """A job found something that only the user can put right."""
+
+
+class Controller:
+    """Drives one run. `clock` gives seconds since the epoch; `tag_prefix` is unique to the run."""
+
+    def __init__(
+        self,
+        layout: RunLayout,
+        config: Config,
+        scheduler: Scheduler,
+        state: RunState,
+        *,
+        lease: Lease,
+        tag_prefix: str,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.layout = layout
+        self.config = config
+        self.state = state
+        self.trouble = ""  # what the scheduler last complained about
+        self.known: dict[str, JobStatus] = {}  # the scheduler's last answer
+        self._scheduler = scheduler
+        self._lease = lease
+        self._tag_prefix = tag_prefix
+        self._clock = clock
+        self._journal = Journal(layout.journal)
+        self._queried = self._refreshed = float("-inf")
+        self._refusals = 0
+        self._retry_at = float("-inf")
+
+    def tick(self) -> None:
+        """Looks at everything that changed, and does what follows from it.
+
+        Raises:
+            LeaseError: another controller took the run over.
+            StoreError: the results tree cannot be written.
+            FatalJobError: a job needs the user, for example a missing corpus.
+            SchedulerError: submissions were refused too often in a row.
+        """
+        self._keep_lease()
+        known = self._query()
+        self._take_in()
+        self._reconcile(known)
+        self._score()
+        self._build_generation()
+        self._submit()
+
+    def done(self) -> str | None:
+        """Why the run is over, or None."""
+        search, state = self.config.search, self.state
+        for name in works.baseline_names(self.config):
+            identifier = state.baselines.get(name)
+            broken = state.experiments[identifier].failures if identifier else {}
+            if state.outcomes.get(f"propose-{name}") == "failed" or broken:
+                raise TrainingError(
+                    f"baseline {name} could not be trained ({next(iter(broken.values()), 'see the journal')}), so "
+                    f"nothing can be compared with it; look into {self.layout.experiments}, then start a new run"
+                )
+            if identifier and not state.experiments[identifier].gate.passed:
+                raise TrainingError(f"baseline {name} was rejected by the gate: {self._gate_file(identifier)}")
+        if population.plan(Population(state.slots, state.generations), search).done:
+            return "complete"
+        hours = self.config.limits.hours
+        if hours > 0 and not self._clock() - state.started < hours * 3600:
+            return f"limits.hours={hours:g} reached"
+        return None
+
+    def record(self, *events: Event) -> None:
+        """Journals events, then applies them."""
+        stamped = [{**event, "time": round(self._clock(), 3)} for event in events]
+        self._journal.append(*stamped)
+        for event in stamped:
+            self.state.apply(event)
+
+    def replace_state(self, state: RunState) -> None:
+        """Continues from a state that was rebuilt; the journal is a new file by then."""
+        self._journal = Journal(self.layout.journal)
+        self.state = state
+        self._score()
+        self._build_generation()
+
+    def cancel_jobs(self) -> None:
+        """Ends the jobs under way; they stop at a checkpoint where they can, and go on in the next start."""
+        self._scheduler.cancel([busy.job for busy in self.state.busy.values()])
+
+    def close(self) -> None:
+        """Gives the run free."""
+        self._lease.release()
+
+    def _gate_file(self, identifier: str) -> Path:
+        return self.layout.experiment(identifier).gate
+
+    def _keep_lease(self) -> None:
+        now = self._clock()
+        if now - self._refreshed >= min(10.0, self.config.limits.lease_stale_seconds / 4):
+            self._lease.refresh()
+            self._refreshed = now
+
+    def _query(self) -> dict[str, JobStatus] | None:
+        """The scheduler's answer, or None when it was asked too recently or cannot be reached."""
+        now = self._clock()
+        pause = 0.0 if self._scheduler.name == "local" else self.config.executor.query_seconds
+        if now - self._queried < pause or not self.state.busy:
+            return None
+        self._queried = now
+        try:
+            known = self._scheduler.query()
+        except SchedulerError as error:
+            self.trouble = f"{self._scheduler.name} does not answer: {error}"
+            return None
+        self.trouble = ""
+        self.known = known
+        return known
+
+    def _take_in(self) -> None:
+        for item in intake.read_inbox(self.layout, self.state):
+            if item.event is not None:
+                self._keep_files(item)
+                self.record(item.event)
+            intake.settle(self.layout, item)
+            if item.fatal:
+                raise FatalJobError(item.fatal)
+
+    def _reconcile(self, known: dict[str, JobStatus] | None) -> None:
+        """Compares what was submitted with what the scheduler knows; `known` is None without a fresh answer."""
+        now = self._clock()
+        grace = 0.0 if self._scheduler.name == "local" else self.config.executor.lost_grace_seconds
+        for busy in list(self.state.busy.values()):
+            status = known.get(busy.job) if known is not None else None
+            if status is not None and status.state != "ended":
+                busy.missing_since = None
+                if not busy.confirmed:
+                    self.record({"event": "submitted", "jobs": [busy.job]})
+            elif known is not None and busy.missing_since is None:
+                busy.missing_since = now
+            if busy.missing_since is not None and now - busy.missing_since >= grace:
+                self._give_back(busy, status.detail if status else "")
+        if known is not None:
+            self._clean_job_folders(known)
+
+    def _give_back(self, busy: Busy, detail: str) -> None:
+        """The scheduler does not know the job and no result came: the work is open again, or given up."""
+        if not busy.confirmed and not intake.newest_claim(self.layout, busy.key):
+            self.record({"event": "unsubmitted", "jobs": [busy.job]})
+            return
+        detail = self._scheduler.explain([busy.job]).get(busy.job, detail) or "no trace of it in the queue"
+        lost = {"event": "lost", "key": busy.key, "interrupted": busy.interrupted, "detail": detail}
+        if busy.interrupted or self.state.losses[busy.key] + 1 < self.config.limits.submissions:
+            self.record(lost)
+            return
+        text = f"{self.config.limits.submissions} jobs ended without a result, the last: {detail}"
+        event = intake.failed(busy, "job lost", text, stage="job", event="gave_up")
+        self._write_failure(busy, event)
+        self.record(event)
+
+    def _score(self) -> None:
+        if not self.state.stats and (stats := scoring.baselines(self.state, self.config)):
+            self.record({"event": "baselines", "stats": [to_json(s) for s in stats]})
+        for score in scoring.unscored(self.state, self.config):
+            folder = self.layout.experiment(score.experiment)
+            write_json(folder.assessment, {"judge": to_json(score.judgement), "analysis": None, "cognitions": []})
+            write_json(folder.score, to_json(score))
+            self.record({"event": "scored", "score": to_json(score)})
+
+    def _build_generation(self) -> None:
+        while self.state.stats:
+            plan = population.plan(Population(self.state.slots, self.state.generations), self.config.search)
+            number = plan.build_generation
+            if number is None:
+                return
+            self._write_generation(scoring.generation(number, self.state, self.config))
+            self.record({"event": "generation", "number": number})
+
+    def _write_generation(self, built: Generation) -> None:
+        """Writes a generation once. One that differs is a former state of a tree that was damaged: it is kept aside."""
+        path, data = self.layout.generation(built.number), to_json(built)
+        if path.exists():
+            with contextlib.suppress(RecordError):
+                if from_json(Generation, read_json(path), source=str(path)) == built:
+                    return
+            message = f"{path}: differs from what the tree gives; moved aside as {move_aside(path).name}"
+            self.record({"event": "moved_aside", "message": message})
+        write_json(path, data)
+
+    def _submit(self) -> None:
+        now = self._clock()
+        room = self._scheduler.room(len(self.state.busy))
+        if room <= 0 or now < self._retry_at:
+            return
+        specs = works.wanted(self.state, self.config)[:room]
+        if not specs:
+            return
+        self._check_disk()
+        for kind, group in groupby(sorted(specs, key=lambda spec: spec.kind != "train"), key=lambda spec: spec.kind):
+            chosen = list(group)
+            tag = f"{self._tag_prefix}-{kind}-{self.state.tags}"
+            requests = [self._request(f"{tag}_{index}", spec) for index, spec in enumerate(chosen)]
+            self.record({"event": "intent", "tag": tag, "works": [spec.to_json() for spec in chosen]})
+            try:
+                self._scheduler.submit(tag, requests)
+            except SchedulerError as error:
+                self._refused(error, now)
+                return
+            self._refusals = 0
+            self.record({"event": "submitted", "jobs": [request.name for request in requests]})
+
+    def _refused(self, error: SchedulerError, now: float) -> None:
+        """Waits longer after each refusal; whether the jobs exist after all, the next query tells."""
+        self._refusals += 1
+        self.trouble = f"submission failed ({self._refusals} in a row): {error}"
+        if self._refusals >= self.config.limits.refusals:
+            raise SchedulerError(f"{self.trouble}; the run can be resumed with the same command") from error
+        self._retry_at = now + min(300.0, self.config.limits.tick_seconds * 2**self._refusals)
+
+    def _request(self, name: str, spec: WorkSpec) -> JobRequest:
+        claim = intake.newest_claim(self.layout, spec.key)
+        submission = max(self.state.submissions[spec.key], int(claim.partition(".")[0] or 0)) + 1
+        return JobRequest(
+            name=name,
+            kind=spec.kind,
+            entry=spec.function,
+            arguments={"work": spec.key, "submission": submission, "arguments": spec.arguments},
+            resources=getattr(self.config.executor, spec.kind),
+        )
+
+    def _check_disk(self) -> None:
+        free = shutil.disk_usage(self.layout.root).free / 1e6
+        if free < self.config.limits.min_free_megabytes:
+            raise StoreError(
+                28,
+                f"{self.layout.root}: {free:.0f} MB free, at least {self.config.limits.min_free_megabytes:.0f} MB are "
+                "wanted before new jobs start; free some space and start the same command again, nothing is lost",
+            )
+
+    def _keep_files(self, item: intake.Intake) -> None:
+        """Keeps the end of a training's log beside its trial."""
+        event = item.event
+        if event is None or event["event"] not in ("trained", "failed") or not event.get("trial"):
+            return
+        text = b"".join(path.read_bytes()[-LOG_BYTES:] for path in self._logs(item.job))
+        write_bytes(self.layout.experiment(event["experiment"]).trial(event["trial"]).log, text)
+
+    def _write_failure(self, busy: Busy, event: Event) -> None:
+        if experiment := busy.work["experiment"]:
+            names = ("stage", "cause", "message")
+            trial = self.layout.experiment(experiment).trial(busy.work["trial"])
+            write_json(trial.failure, {name: event[name] for name in names})
+
+    def _logs(self, job: str) -> Iterator[Path]:
+        tag, _, index = job.rpartition("_")
+        folder = self.layout.job_folder(tag)
+        yield from sorted([*folder.glob(f"{index}/*_log.*"), *folder.glob(f"*_{index}_*_log.*")])
+
+    def _clean_job_folders(self, known: dict[str, JobStatus]) -> None:
+        """Removes submitit's files of submissions whose jobs are all over."""
+        alive = {name.rpartition("_")[0] for name in [*known, *self.state.jobs]}
+        for folder in self.layout.jobs.glob(f"{self._tag_prefix}-*"):
+            if folder.name not in alive:
+                shutil.rmtree(folder, ignore_errors=True)

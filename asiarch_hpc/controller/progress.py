@@ -1,0 +1,108 @@
+"""The state as people see it: the snapshot for the view and the rows of the leaderboard."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from asiarch_hpc.config import Config
+from asiarch_hpc.controller.leaderboard import LeaderRow
+from asiarch_hpc.controller.scheduler import JobStatus
+from asiarch_hpc.controller.scoring import complete
+from asiarch_hpc.controller.state import ExperimentState, RunState
+from asiarch_hpc.controller.view import RunningJob, Snapshot
+from asiarch_hpc.controller.works import baseline_names
+from asiarch_hpc.records import Score
+
+
+def snapshot(
+    run: str,
+    state: RunState,
+    config: Config,
+    *,
+    now: float,
+    known: Mapping[str, JobStatus] | None = None,
+    trouble: str = "",
+    live: bool = True,
+) -> Snapshot:
+    """What to show now. `known` is the scheduler's last answer, `live` false when no controller runs."""
+    known = known or {}
+    queued = {job for job, status in known.items() if status.state == "queued"}
+    running = [busy for busy in state.busy.values() if busy.job not in queued]
+    candidates = _candidates(state)
+    first = best(state)
+    elapsed = state.active_seconds + (max(0.0, now - state.latest) if live and state.latest else 0.0)
+    return Snapshot(
+        run=run,
+        phase=_phase(state),
+        generation=state.generations - 1 if state.generations else None,
+        counts=Counter(_stage(e, state, config) for e in state.experiments.values()),
+        running=tuple(RunningJob(kind=b.kind, name=b.work["label"], seconds=now - b.submitted) for b in running),
+        queued=len(state.busy) - len(running),
+        scored=len(candidates),
+        wanted=config.search.designs,
+        best=first,
+        best_name=state.experiments[first.experiment].name if first else "",
+        best_runs=len(config.scale.seeds),
+        reference=state.stats[0] if state.stats else None,
+        baselines=state.stats,
+        noise_factor=config.fitness.noise_factor,
+        failures=dict(state.causes),
+        elapsed=elapsed,
+        left=_left(state, config, elapsed, len(candidates)),
+        messages=(*state.recent, trouble) if trouble else tuple(state.recent),
+        messages_total=state.said,
+        done=state.finished is not None,
+    )
+
+
+def best(state: RunState) -> Score | None:
+    """The candidate of highest fitness that was not discarded."""
+    return max(_candidates(state), key=lambda score: score.fitness, default=None)
+
+
+def rows(state: RunState) -> list[LeaderRow]:
+    """One row for each scored experiment."""
+    return [
+        LeaderRow(
+            score=score,
+            name=experiment.name,
+            role=experiment.role,
+            runs=len(experiment.evaluations),
+            parameters=experiment.gate.parameters,
+            modelled_seconds_per_token=experiment.gate.modelled_seconds_per_token,
+        )
+        for score in state.scores.values()
+        for experiment in [state.experiments[score.experiment]]
+    ]
+
+
+def _candidates(state: RunState) -> list[Score]:
+    return [score for score in state.scores.values() if score.slot is not None and score.discarded is None]
+
+
+def _phase(state: RunState) -> str:
+    if state.finished is not None:
+        return f"finished: {state.finished}"
+    return "training the baselines" if not state.stats else "searching"
+
+
+def _stage(experiment: ExperimentState, state: RunState, config: Config) -> str:
+    """The experiment's state in the words of the design."""
+    if experiment.id in state.scores:
+        return "discarded" if state.scores[experiment.id].discarded else "scored"
+    if not experiment.gate.passed:
+        return "rejected"
+    if experiment.failures:
+        return "failed"
+    if complete(experiment, config):
+        return "evaluated"
+    return "training" if any(b.work["experiment"] == experiment.id for b in state.busy.values()) else "admitted"
+
+
+def _left(state: RunState, config: Config, elapsed: float, scored: int) -> float | None:
+    """Time left if the rest goes on as it went so far; trainings of baselines and candidates count alike."""
+    trainings = len(config.baselines.seeds) * len(baseline_names(config))
+    trained = sum(len(e.evaluations) for e in state.experiments.values() if e.role == "baseline")
+    done, total = trained + scored, trainings + config.search.designs
+    return elapsed * (total - done) / done if done >= 2 else None

@@ -1,0 +1,65 @@
+"""The journal's content from the tree alone. Scores and pool generations follow from it by the usual rules."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from asiarch_hpc.config import Config
+from asiarch_hpc.controller.state import Event
+from asiarch_hpc.records import to_json
+from asiarch_hpc.store.experiments import Scan, StoredExperiment
+
+
+def events_of(found: Scan, config: Config) -> list[Event]:
+    """Events that lead to the state which the tree shows; baselines first, then slots in order.
+
+    An attempt without a record (its proposal failed, or was damaged) counts as failed when a later one exists,
+    since a slot is only tried again after a failure.
+    """
+    events: list[Event] = [{"event": "moved_aside", "message": message} for message in found.damaged]
+    slots: dict[int, dict[int, StoredExperiment]] = defaultdict(dict)
+    names = {config.baselines.reference: 0}
+    baselines = [stored for stored in found.experiments if stored.record.slot is None]
+    for stored in sorted(baselines, key=lambda stored: names.get(stored.record.name, 1)):
+        events += _experiment(stored, f"propose-{stored.record.name}", config)
+    for stored in found.experiments:
+        if stored.record.slot is not None:
+            slots[stored.record.slot][stored.record.attempt or 0] = stored
+    for slot, attempts in sorted(slots.items()):
+        for attempt in range(max(attempts) + 1):
+            key = f"propose-{slot:05d}-{attempt:02d}"
+            if attempt in attempts:
+                events += _experiment(attempts[attempt], key, config)
+            else:
+                events.append({"event": "proposed", "key": key, "duplicate": True, "slot": slot, "attempt": attempt})
+    return events
+
+
+def _experiment(stored: StoredExperiment, key: str, config: Config) -> list[Event]:
+    record = stored.record
+    if stored.gate is None:  # damaged: the design is proposed again
+        return []
+    proposed = {
+        "event": "proposed",
+        "key": key,
+        "duplicate": False,
+        "id": record.id,
+        "name": record.name,
+        "role": record.role,
+        "form": record.form,
+        "gate": to_json(stored.gate),
+        "slot": record.slot,
+        "attempt": record.attempt,
+    }
+    events: list[Event] = [proposed]
+    for trial in stored.trials:
+        place = {"key": f"train-{record.id}-{trial.name}", "experiment": record.id, "trial": trial.name}
+        if trial.evaluation is not None and trial.record is not None:
+            evaluation = to_json(trial.evaluation)
+            seconds = trial.record.train_seconds + trial.evaluation.seconds
+            events.append({"event": "trained", "evaluation": evaluation, "seconds": seconds, **place})
+        elif trial.failure is not None:
+            slot = {"slot": record.slot, "attempt": record.attempt}
+            cause = {name: str(trial.failure.get(name, "unknown")) for name in ("stage", "cause", "message")}
+            events.append({"event": "failed", **cause, **slot, **place})
+    return events

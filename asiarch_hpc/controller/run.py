@@ -1,0 +1,204 @@
+"""Starting and resuming a run: its record, its lease, its state, its scheduler."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+import subprocess
+import time
+import uuid
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from asiarch_hpc import __version__
+from asiarch_hpc.config import CARRIED_OUT_BY, Config, differences, to_dict
+from asiarch_hpc.controller.loop import Controller
+from asiarch_hpc.controller.rebuild import events_of
+from asiarch_hpc.controller.scheduler import JobRequest, Scheduler
+from asiarch_hpc.controller.state import RunState
+from asiarch_hpc.errors import ConfigError, RecordError, StoreError
+from asiarch_hpc.store.experiments import scan
+from asiarch_hpc.store.files import move_aside, read_json, store_error, write_json
+from asiarch_hpc.store.journal import Journal, read_events
+from asiarch_hpc.store.layout import RunLayout
+from asiarch_hpc.store.lease import live_holder, take_lease
+from jobs.entry import Entry
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+
+
+@contextlib.contextmanager
+def open_controller(layout: RunLayout, config: Config) -> Iterator[Controller]:
+    """Creates or resumes a run, and gives it free again at the end.
+
+    Raises:
+        ConfigError: the run exists with another configuration; the message shows the difference.
+        LeaseError: a live controller holds the run.
+        StoreError: the results tree cannot be written.
+    """
+    _make_folders(layout)
+    lease = take_lease(layout, stale_seconds=config.limits.lease_stale_seconds)
+    controller = None
+    try:
+        record = _record(layout, config)
+        state = _load(layout, config)
+        scheduler = _scheduler(layout, config)
+        controller = Controller(layout, config, scheduler, state, lease=lease, tag_prefix=record["uid"])
+        controller.record({"event": "start", "host": platform.node(), "pid": os.getpid(), "scheduler": scheduler.name})
+        yield controller
+    finally:
+        if controller is not None:
+            controller.close()
+        else:
+            lease.release()
+
+
+def load_state(layout: RunLayout, config: Config) -> RunState:
+    """The state as the journal tells it, without touching anything (for `status`)."""
+    state = RunState(config.search)
+    for event in read_events(layout.journal):
+        state.apply(event)
+    return state
+
+
+def holder(layout: RunLayout) -> str:
+    """Who drives the run now, in words; empty when nobody does."""
+    epochs = layout.leases()
+    return live_holder(layout, epochs[-1]) if epochs else ""
+
+
+def rebuild(layout: RunLayout, config: Config) -> RunState:
+    """Writes the journal anew from the tree; the old one is kept beside it."""
+    found = scan(layout)
+    if layout.journal.exists():
+        move_aside(layout.journal)
+    journal = Journal(layout.journal)
+    state = RunState(config.search)
+    events = [{**event, "time": round(time.time(), 3)} for event in events_of(found, config)]
+    journal.append(*events)
+    for event in events:
+        state.apply(event)
+    return state
+
+
+def code_version() -> str:
+    """Version and commit of this code; a mark when files differ from the commit."""
+    git = ["git", "-C", str(PROJECT)]
+    with contextlib.suppress(OSError):
+        commit = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
+        if commit.returncode == 0:
+            changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=False)
+            return f"{__version__}+{commit.stdout.strip()}{'-changed' if changed.stdout.strip() else ''}"
+    return __version__
+
+
+def _make_folders(layout: RunLayout) -> None:
+    try:
+        for folder in (layout.inbox, layout.pool, layout.experiments, layout.jobs):
+            folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(layout.root, os.R_OK | os.W_OK | os.X_OK):
+            raise StoreError(13, f"{layout.root}: it cannot be read and written; check its owner and permissions")
+    except OSError as error:
+        raise (error if isinstance(error, StoreError) else store_error(error, layout.root)) from error
+
+
+def _record(layout: RunLayout, config: Config) -> dict[str, Any]:
+    """Reads `run.json`, or writes it for a new run."""
+    wanted = to_dict(config)
+    record: dict[str, Any] = {}
+    if layout.record.exists():
+        try:
+            record = read_json(layout.record)
+            stored = record["config"]
+            assert isinstance(record["uid"], str)
+        except (RecordError, KeyError, TypeError, AssertionError):
+            move_aside(layout.record)
+            record = {}
+        else:
+            _refuse_changes(layout, stored, wanted)
+    if not record:
+        record = {
+            "uid": uuid.uuid4().hex[:8],
+            "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "code": code_version(),
+            "python": platform.python_version(),
+            "packages": {name: _installed(name) for name in ("torch", "lm-eval", "submitit", "numpy")},
+            "schema_version": 1,
+        }
+    if record.get("config") != wanted:
+        write_json(layout.record, {**record, "config": wanted})
+    return record
+
+
+def _refuse_changes(layout: RunLayout, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
+    old, new = ({k: v for k, v in config.items() if k not in CARRIED_OUT_BY} for config in (stored, wanted))
+    if changed := differences(old, new):
+        raise ConfigError(
+            f"{layout.root}: this run exists with another configuration:\n  "
+            + "\n  ".join(changed)
+            + "\nStart it with the old values to resume it, or give the new configuration another run name "
+            "(make explore RUN=name)"
+        )
+
+
+def _installed(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _load(layout: RunLayout, config: Config) -> RunState:
+    """The journal's state, unless journal or tree are damaged: then the tree's.
+
+    The whole tree is checked at each start, so that no decision rests on a file that was edited or cut short.
+    """
+    try:
+        state = load_state(layout, config)
+    except (RecordError, KeyError, TypeError, AttributeError, ValueError) as error:
+        state = rebuild(layout, config)
+        state.say(f"journal damaged ({error}); it was moved aside and the state read from the tree")
+        return state
+    found = scan(layout)
+    stored = {experiment.record.id for experiment in found.experiments}
+    if found.damaged or not set(state.experiments) <= stored:
+        state = rebuild(layout, config)
+        for message in found.damaged:
+            state.say(message)
+    return state
+
+
+def _scheduler(layout: RunLayout, config: Config) -> Scheduler:
+    def make_callable(request: JobRequest) -> Entry:
+        return Entry(
+            root=str(layout.root),
+            job=request.name,
+            work=request.arguments["work"],
+            submission=request.arguments["submission"],
+            function=request.entry,
+            arguments=request.arguments["arguments"],
+        )
+
+    # Imported here: submitit's two back ends are not both needed, and `status` needs neither.
+    from asiarch_hpc.controller.local import LocalScheduler
+    from asiarch_hpc.controller.slurm import SlurmScheduler, available
+
+    kind = config.executor.kind
+    if kind == "slurm" and not available():
+        raise ConfigError(
+            "executor.kind=slurm, but `sinfo` does not answer here; start on a login node or set it to local"
+        )
+    if kind == "slurm" or (kind == "auto" and available()):
+        return SlurmScheduler(layout.jobs, config.executor, make_callable)
+    return LocalScheduler(layout.jobs, config.executor, make_callable)
+
+
+def fingerprint(state: RunState) -> str:
+    """Hash of everything a rebuild must reproduce: designs, scores, and the slots they fill."""
+    lines = [f"{slot} {s.status} {s.experiment}" for slot, s in sorted(state.slots.items())]
+    lines += [f"{identifier} {score.fitness!r}" for identifier, score in sorted(state.scores.items())]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

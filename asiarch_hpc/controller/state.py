@@ -1,0 +1,254 @@
+"""What the controller knows: a fold of journal events. Applying the same events gives the same state."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from asiarch_hpc.config import SearchConfig
+from asiarch_hpc.records import (
+    BaselineStats,
+    Evaluation,
+    Form,
+    GateReport,
+    JobKind,
+    Json,
+    Role,
+    Score,
+    from_json,
+)
+from asiarch_hpc.search import population
+from asiarch_hpc.search.population import Population, SlotState
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorkSpec:
+    """One piece of work: what a job does, whoever does it and however often it must be submitted.
+
+    `slot` and `attempt` belong to proposals, `experiment` and `trial` to trainings.
+    """
+
+    key: str
+    kind: JobKind
+    function: str
+    arguments: Json
+    slot: int | None = None
+    attempt: int | None = None
+    experiment: str | None = None
+    trial: str | None = None
+    label: str = ""
+
+    def to_json(self) -> Json:
+        """The entry of an intent: everything but how to run it."""
+        names = ("key", "kind", "slot", "attempt", "experiment", "trial", "label")
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(slots=True)
+class Busy:
+    """A submission whose result has not been seen. `work` is its entry in the intent.
+
+    `confirmed`: the scheduler acknowledged it; `missing_since`: when the scheduler was first seen not to know it.
+    """
+
+    key: str
+    kind: JobKind
+    job: str
+    work: Json
+    submitted: float
+    confirmed: bool = False
+    interrupted: bool = False
+    missing_since: float | None = None
+
+
+@dataclass(slots=True)
+class ExperimentState:
+    """The part of an experiment that decisions need."""
+
+    id: str
+    name: str
+    role: Role
+    form: Form
+    gate: GateReport
+    slot: int | None
+    attempt: int | None
+    evaluations: dict[str, Evaluation] = field(default_factory=dict)
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+Outcome = Literal["ok", "failed"]
+
+
+@dataclass(slots=True)
+class RunState:
+    """All events folded together."""
+
+    search: SearchConfig
+    events: int = 0
+    tags: int = 0
+    outcomes: dict[str, Outcome] = field(default_factory=dict)
+    submissions: Counter[str] = field(default_factory=Counter)
+    losses: Counter[str] = field(default_factory=Counter)
+    busy: dict[str, Busy] = field(default_factory=dict)
+    jobs: dict[str, str] = field(default_factory=dict)
+    experiments: dict[str, ExperimentState] = field(default_factory=dict)
+    baselines: dict[str, str] = field(default_factory=dict)
+    slots: dict[int, SlotState] = field(default_factory=dict)
+    scores: dict[str, Score] = field(default_factory=dict)
+    stats: tuple[BaselineStats, ...] = ()
+    generations: int = 0
+    causes: Counter[str] = field(default_factory=Counter)
+    recent: list[str] = field(default_factory=list)
+    said: int = 0
+    started: float = 0.0
+    latest: float = 0.0
+    active_seconds: float = 0.0
+    finished: str | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def apply(self, event: Event) -> None:
+        """Folds one event."""
+        self.events += 1
+        if event["event"] != "start" and self.latest:
+            self.active_seconds += max(0.0, event["time"] - self.latest)
+        self.latest = event["time"]
+        getattr(self, f"_on_{event['event']}")(event)
+
+    def say(self, text: str) -> None:
+        """Keeps a line for the view."""
+        self.said += 1
+        self.recent = [*self.recent[-19:], " ".join(text.split())]
+
+    def _on_start(self, event: Event) -> None:
+        self.started = self.started or event["time"]
+        self.finished = None
+
+    def _on_intent(self, event: Event) -> None:
+        self.tags += 1
+        for index, work in enumerate(event["works"]):
+            job = f"{event['tag']}_{index}"
+            key = work["key"]
+            self.submissions[key] += 1
+            self.jobs[job] = key
+            self.busy[key] = Busy(key, work["kind"], job, work, event["time"])
+            if work["kind"] == "propose" and work["slot"] is not None:
+                self._begin(work["slot"], work["attempt"])
+
+    def _on_submitted(self, event: Event) -> None:
+        for job in event["jobs"]:
+            if (busy := self.busy.get(self.jobs.get(job, ""))) and busy.job == job:
+                busy.confirmed = True
+
+    def _on_unsubmitted(self, event: Event) -> None:
+        """The scheduler never had these jobs."""
+        for job in event["jobs"]:
+            self._free(self.jobs[job])
+
+    def _on_interrupted(self, event: Event) -> None:
+        if event["key"] in self.busy:
+            self.busy[event["key"]].interrupted = True
+        self.say(f"{event['key']}: stopped at a checkpoint, will go on")
+
+    def _on_lost(self, event: Event) -> None:
+        key = event["key"]
+        self._free(key)
+        if not event["interrupted"]:
+            self.losses[key] += 1
+            self.say(f"{key}: its job ended without a result ({event['detail']})")
+
+    def _on_gave_up(self, event: Event) -> None:
+        """Too many jobs of this work died."""
+        self._free(event["key"])
+        self.outcomes[event["key"]] = "failed"
+        self._fail(event)
+
+    def _on_failed(self, event: Event) -> None:
+        """A job reported that the design is at fault."""
+        self._free(event["key"])
+        self.outcomes[event["key"]] = "failed"
+        self._fail(event)
+
+    def _fail(self, event: Event) -> None:
+        self.causes[event["cause"]] += 1
+        self.say(f"{event['key']}: {event['cause']}: {event['message'][:200]}")
+        if event.get("experiment"):
+            experiment = self.experiments[event["experiment"]]
+            experiment.failures[event["trial"]] = event["cause"]
+            self._finish(experiment.slot, experiment.attempt, "failed", experiment.id)
+        else:
+            self._finish(event.get("slot"), event.get("attempt"), "failed", None)
+
+    def _on_proposed(self, event: Event) -> None:
+        """A design reached the store; the gate admitted it or not. A duplicate has no experiment."""
+        self._free(event["key"])
+        self.outcomes[event["key"]] = "ok"
+        slot, attempt = event["slot"], event["attempt"]
+        if event["duplicate"]:
+            self._finish(slot, attempt, "failed", None)
+            return
+        gate = from_json(GateReport, event["gate"], source="journal")
+        state = ExperimentState(event["id"], event["name"], event["role"], event["form"], gate, slot, attempt)
+        self.experiments[state.id] = state
+        if state.role == "baseline":
+            self.baselines[state.name] = state.id
+        if not gate.passed:
+            codes = [finding.code for finding in gate.findings if finding.severity == "reject"]
+            self.causes.update(f"gate: {code}" for code in codes[:1])
+            self.say(f"{state.name} rejected by the gate: {', '.join(codes)}")
+            self._finish(slot, attempt, "failed", state.id)
+        elif slot is not None and attempt is not None:
+            self._begin(slot, attempt)
+
+    def _on_trained(self, event: Event) -> None:
+        self._free(event["key"])
+        self.outcomes[event["key"]] = "ok"
+        evaluation = from_json(Evaluation, event["evaluation"], source="journal")
+        self.experiments[event["experiment"]].evaluations[event["trial"]] = evaluation
+        self.seconds[event["key"]] = event["seconds"]
+
+    def _on_baselines(self, event: Event) -> None:
+        self.stats = tuple(from_json(BaselineStats, stats, source="journal") for stats in event["stats"])
+
+    def _on_scored(self, event: Event) -> None:
+        score = from_json(Score, event["score"], source="journal")
+        self.scores[score.experiment] = score
+        experiment = self.experiments[score.experiment]
+        outcome: population.Outcome = "discarded" if score.discarded else "scored"
+        self._finish(experiment.slot, experiment.attempt, outcome, experiment.id)
+        if score.discarded:
+            self.causes["discarded: leak"] += 1
+        self.say(f"{experiment.name} scored {score.fitness:.3f}" + (f" ({score.discarded})" if score.discarded else ""))
+
+    def _on_generation(self, event: Event) -> None:
+        self.generations = event["number"] + 1
+
+    def _on_moved_aside(self, event: Event) -> None:
+        self.say(event["message"])
+
+    def _on_note(self, event: Event) -> None:
+        self.say(event["message"])
+
+    def _on_finished(self, event: Event) -> None:
+        self.finished = event["reason"]
+
+    def _free(self, key: str) -> None:
+        if busy := self.busy.pop(key, None):
+            self.jobs.pop(busy.job, None)
+
+    def _begin(self, slot: int, attempt: int) -> None:
+        self.slots |= population.begin(self._one(slot), slot, attempt).slots
+
+    def _finish(
+        self, slot: int | None, attempt: int | None, outcome: population.Outcome, experiment: str | None
+    ) -> None:
+        """Ends a slot's attempt; baselines have no slot."""
+        if slot is not None and attempt is not None:
+            one = self._one(slot)
+            self.slots |= population.finish(one, slot, attempt, outcome, experiment, self.search).slots
+
+    def _one(self, slot: int) -> Population:
+        """The population reduced to one slot: its transitions depend on nothing else, and copying all is slow."""
+        return Population({slot: self.slots.get(slot, SlotState(slot))}, self.generations)

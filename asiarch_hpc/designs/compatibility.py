@@ -1,0 +1,316 @@
+"""The names of the `fla` package that published layer programs import, in plain PyTorch, for any device.
+
+Parameters have the names, shapes and initial values of flash-linear-attention 0.3 to 0.6, so weights can move
+between the two. The stand-ins are handed to a design through its own `__import__`: `sys.modules` never holds a
+false `fla`, other code does not see one, and imports that a design makes later, inside a function, work too.
+On CUDA the installed package is used instead where it can be imported.
+"""
+
+from __future__ import annotations
+
+import builtins
+import importlib.util
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def design_builtins(device: str) -> dict[str, Any]:
+    """Builtins for a design's module, with an `import` that knows the `fla` names.
+
+    `device` is the type of device the design will run on; on "cuda" an installed fla is left to serve itself.
+    """
+    scope = dict(vars(builtins))
+    if not (device == "cuda" and fla_is_usable()):
+        scope["__import__"] = _import
+    return scope
+
+
+@cache
+def fla_is_usable() -> bool:
+    """Whether flash-linear-attention is installed and imports here (it needs Triton with a working driver)."""
+    if importlib.util.find_spec("fla") is None:
+        return False
+    try:
+        importlib.import_module("fla.layers")
+    except Exception:  # any failure inside a third-party package means the same: use the stand-ins
+        return False
+    return True
+
+
+def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
+    """Divides the last dimension by its length: x / sqrt(sum(x²) + eps), computed in at least float32."""
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (wide * (wide.square().sum(-1, keepdim=True) + eps).rsqrt()).to(output_dtype or x.dtype)
+
+
+class L2Norm(nn.Module):
+    """`l2norm` as a module."""
+
+    def __init__(self, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> None:
+        super().__init__()
+        self.eps = eps
+        self.output_dtype = output_dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        return l2norm(x, self.eps, self.output_dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm over the last dimension, computed in at least float32.
+
+    With `residual`, the sum of both inputs is normed; with `prenorm`, that sum is returned too.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        elementwise_affine: bool = True,
+        bias: bool = False,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.hidden_size = hidden_size
+        self.elementwise_affine = elementwise_affine
+        self.eps = eps
+        ones = torch.ones(hidden_size, device=device, dtype=dtype)
+        self.weight = nn.Parameter(ones) if elementwise_affine else None
+        self.bias = nn.Parameter(torch.zeros_like(ones)) if elementwise_affine and bias else None
+
+    def forward(
+        self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        normed = self._norm(total).to(x.dtype)
+        return (normed, total.float() if residual_in_fp32 else total) if prenorm else normed
+
+    def _norm(self, x: Tensor) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        wide = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
+        if self.weight is not None:
+            wide = wide * self.weight
+        return wide if self.bias is None else wide + self.bias
+
+
+class FusedRMSNormGated(RMSNorm):
+    """Root-mean-square norm times an activated gate: norm(x) * activation(g)."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        elementwise_affine: bool = True,
+        eps: float = 1e-5,
+        activation: str = "swish",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(hidden_size, elementwise_affine, eps=eps, device=device, dtype=dtype)
+        if activation not in _GATES:
+            raise ValueError(f"activation={activation!r}: expected one of {sorted(_GATES)}")
+        self.activation = activation
+
+    def forward(  # type: ignore[override]  # fla's signature
+        self,
+        x: Tensor,
+        g: Tensor,
+        residual: Tensor | None = None,
+        prenorm: bool = False,
+        residual_in_fp32: bool = False,
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        total = x if residual is None else x + residual
+        normed = self._norm(total)
+        gated = (normed * _GATES[self.activation](g.to(normed.dtype))).to(x.dtype)
+        return (gated, total.float() if residual_in_fp32 else total) if prenorm else gated
+
+
+_GATES: Mapping[str, Callable[[Tensor], Tensor]] = {"swish": F.silu, "silu": F.silu, "sigmoid": torch.sigmoid}
+
+
+class ShortConvolution(nn.Conv1d):
+    """Causal depthwise convolution over a few tokens, with state for decoding token by token.
+
+    `forward(x [batch, length, channels])` returns the output of the same shape and, with `output_final_state`,
+    the last `kernel_size` inputs `[sequences, channels, kernel_size]`, to be given as `cache` to the next call.
+    With `cu_seqlens` (offsets `[sequences + 1]`, batch 1) the sequences of a row do not see each other.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        kernel_size: int = 4,
+        bias: bool = False,
+        activation: str | None = "silu",
+        backend: str | None = None,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            hidden_size, hidden_size, kernel_size, groups=hidden_size, bias=bias, device=device, dtype=dtype
+        )
+        if activation not in (None, "silu", "swish"):
+            raise ValueError(f"activation={activation!r}: expected None, 'silu' or 'swish'")
+        self.hidden_size = hidden_size
+        self.activation = activation
+
+    def forward(  # type: ignore[override]  # fla's signature
+        self,
+        x: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        cache: Tensor | None = None,
+        output_final_state: bool = False,
+        cu_seqlens: Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if mask is not None:
+            x = x * mask.unsqueeze(-1).to(x.dtype)
+        if cu_seqlens is None:
+            y, state = self._convolve(x, cache)
+        else:
+            lengths = cu_seqlens.diff().tolist()
+            states = [None] * len(lengths) if cache is None else torch.split(cache, 1)
+            parts = [self._convolve(part, s) for part, s in zip(torch.split(x, lengths, dim=1), states, strict=True)]
+            y, state = torch.cat([p[0] for p in parts], dim=1), torch.cat([p[1] for p in parts])
+        if residual is not None:
+            y = y + residual
+        return y, state if output_final_state else None
+
+    def _convolve(self, x: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
+        width = self.kernel_size[0]
+        history = x.new_zeros(x.shape[0], x.shape[2], width) if cache is None else cache.to(x.dtype)
+        inputs = torch.cat([history, x.transpose(1, 2)], dim=2)
+        weight = self.weight.to(x.dtype)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y = F.conv1d(inputs[..., 1:], weight, bias, groups=self.groups).transpose(1, 2)
+        return F.silu(y) if self.activation else y, inputs[..., -width:]
+
+
+def get_unpad_data(attention_mask: Tensor) -> tuple[Tensor, Tensor, int]:
+    """For a 0-1 mask `[batch, length]`: flat indices of the tokens, offsets of the rows among them
+    `[batch + 1]` (int32), and the longest row."""
+    tokens = attention_mask != 0
+    lengths = tokens.sum(-1, dtype=torch.int32)
+    indices = tokens.flatten().nonzero().flatten()
+    return indices, F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0)), int(lengths.max())
+
+
+def index_first_axis(x: Tensor, indices: Tensor) -> Tensor:
+    """Rows `indices` of `x [rows, ...]`."""
+    return x.index_select(0, indices)
+
+
+def pad_input(hidden_states: Tensor, indices: Tensor, batch_size: int, seq_len: int) -> Tensor:
+    """The inverse of unpadding: `[tokens, ...]` to `[batch, length, ...]`, zeros where there is no token."""
+    rest = hidden_states.shape[1:]
+    padded = hidden_states.new_zeros(batch_size * seq_len, *rest).index_copy(0, indices, hidden_states)
+    return padded.view(batch_size, seq_len, *rest)
+
+
+class Cache:
+    """Decoding states of a model, one dictionary a layer, in the order of `layer_idx`."""
+
+    def __init__(self, seen_tokens: int = 0) -> None:
+        self.states: list[dict[str, Any]] = []
+        self._seen_tokens = seen_tokens
+
+    def __getitem__(self, layer_idx: int) -> dict[str, Any]:
+        if not layer_idx < len(self.states):
+            raise KeyError(f"the cache holds {len(self.states)} layers, layer {layer_idx} was asked for")
+        return self.states[layer_idx]
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        return iter(self.states)
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def update(
+        self,
+        recurrent_state: Any = None,
+        attn_state: Sequence[Tensor] | None = None,
+        conv_state: Any = None,
+        ffn_state: Any = None,
+        layer_idx: int = 0,
+        offset: int | None = 1,
+        cache_kwargs: Mapping[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Stores what is given for one layer; keys and values of attention are appended along dimension 1 and
+        cut to `cache_kwargs["window_size"]` where that is set."""
+        while len(self.states) <= layer_idx:
+            self.states.append(dict.fromkeys(("recurrent_state", "attn_state", "conv_state", "ffn_state")))
+        state = self.states[layer_idx]
+        if attn_state is not None:
+            old = state["attn_state"]
+            joined = attn_state if old is None else [torch.cat(pair, 1) for pair in zip(old, attn_state, strict=True)]
+            window = (cache_kwargs or {}).get("window_size")
+            state["attn_state"] = tuple(t if window is None else t[:, -window:] for t in joined)
+        new = {"recurrent_state": recurrent_state, "conv_state": conv_state, "ffn_state": ffn_state}
+        state.update({name: value for name, value in new.items() if value is not None})
+        if layer_idx == 0:
+            self._seen_tokens += offset or 0
+        return state
+
+    def get_seq_length(self, layer_idx: int | None = 0) -> int:
+        """Tokens seen so far."""
+        return self._seen_tokens if self.states else 0
+
+
+_NAMES: Mapping[str, Mapping[str, Any]] = {
+    "fla": {},
+    "fla.modules": {
+        "FusedRMSNormGated": FusedRMSNormGated, "L2Norm": L2Norm, "RMSNorm": RMSNorm,
+        "ShortConvolution": ShortConvolution,
+    },
+    "fla.modules.convolution": {"ShortConvolution": ShortConvolution},
+    "fla.modules.fused_norm_gate": {"FusedRMSNormGated": FusedRMSNormGated},
+    "fla.modules.l2norm": {"L2Norm": L2Norm, "l2_norm": l2norm, "l2norm": l2norm},
+    "fla.modules.layernorm": {"RMSNorm": RMSNorm},
+    "fla.layers": {},
+    "fla.layers.utils": {
+        "get_unpad_data": get_unpad_data, "index_first_axis": index_first_axis, "pad_input": pad_input,
+    },
+    "fla.models": {},
+    "fla.models.utils": {"Cache": Cache},
+}  # fmt: skip
+
+
+@cache
+def _modules() -> Mapping[str, ModuleType]:
+    modules = {name: ModuleType(name, "Stand-in; see asiarch_hpc.designs.compatibility") for name in _NAMES}
+    for name, module in modules.items():
+        vars(module).update(_NAMES[name])
+        parent, _, child = name.rpartition(".")
+        if parent:
+            setattr(modules[parent], child, module)
+    return modules
+
+
+def _import(
+    name: str,
+    globals: Mapping[str, object] | None = None,  # names of the protocol
+    locals: Mapping[str, object] | None = None,
+    fromlist: Sequence[str] | None = (),
+    level: int = 0,
+) -> ModuleType:
+    if level or name.partition(".")[0] != "fla":
+        return builtins.__import__(name, globals, locals, fromlist or (), level)
+    modules = _modules()
+    module = modules.get(name)
+    if module is None:
+        raise ImportError(f"no {name} here: without flash-linear-attention on CUDA there are {', '.join(_NAMES)}")
+    for wanted in fromlist or ():
+        if wanted != "*" and not hasattr(module, wanted):
+            raise ImportError(
+                f"no {wanted} in {name} here: without flash-linear-attention on CUDA it holds "
+                f"{', '.join(sorted(n for n in vars(module) if not n.startswith('_')))}"
+            )
+    return module if fromlist else modules["fla"]

@@ -1,0 +1,1 @@
+"""Seed designs as layer programs in the published contract; read as text, never imported."""

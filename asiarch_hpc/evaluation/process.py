@@ -1,0 +1,261 @@
+"""Runs a candidate's model in a child process that gets token ids and gives logits, and nothing else.
+
+Source: design.md, truth rule 1: the candidate's code never runs in the process that scores it. Ids and logits pass
+through shared memory as raw numbers, and a socket carries fixed-size headers, so nothing that the child sends is
+ever unpickled or evaluated. What the child sends is untrusted: shapes, sizes and values are checked here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import mmap
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from asiarch_hpc.errors import EvaluationError
+
+Model = Callable[[Tensor], Tensor]
+Logits = Callable[[Tensor], Tensor]
+
+_REQUEST = struct.Struct("<qq")  # batch, length
+_REPLY = struct.Struct("<BB8q")  # status, number of dimensions, dimensions; a message may follow
+_OK, _FAILED = 0, 1
+_MESSAGE_BYTES = 4096
+_POLL_MS = 200
+_PR_SET_PDEATHSIG = 1
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def serve_logits(
+    load: Callable[[], Model],
+    *,
+    vocab: int,
+    max_tokens: int,
+    timeout_s: float,
+    isolate: Callable[[], None] | None = None,
+    threads: int = 1,
+) -> Iterator[Logits]:
+    """Forks a child that loads and runs a model; yields the function that asks it for logits.
+
+    Enter it before lm-eval is imported and before CUDA is used: a fork does not carry other threads over. The child
+    is killed, with its process group, when the block ends or the parent dies.
+
+    Args:
+        load: called in the child; gives a function from ids `[batch, length]` int64 to logits
+            `[batch, length, vocab]`, any device and floating type.
+        vocab: last dimension of the logits.
+        max_tokens: largest batch × length of one call; shared memory of `max_tokens × (4 vocab + 8)` bytes.
+        timeout_s: seconds for one call; the first call includes loading.
+        isolate: called in the child before `load` (the sandbox).
+        threads: CPU threads of the child.
+
+    Yields:
+        A function from ids to fp32 logits on the CPU. The tensor is a view of shared memory that the next call
+        overwrites and that the child can still write to: copy what is needed, then check it.
+
+    Raises:
+        EvaluationError: from the yielded function, when loading or running fails, the child dies or hangs, or the
+            answer has a wrong shape or values that are not finite.
+    """
+    if torch.cuda.is_initialized():
+        raise EvaluationError(
+            "this process has used CUDA already, and a forked child cannot; evaluate in a process that has not"
+        )
+    memory = mmap.mmap(-1, max_tokens * (8 + 4 * vocab))
+    ids = torch.frombuffer(memory, dtype=torch.int64, count=max_tokens)
+    logits = torch.frombuffer(memory, dtype=torch.float32, count=max_tokens * vocab, offset=8 * max_tokens)
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent = os.getpid()
+    pid = _fork()
+    if pid == 0:
+        _child(theirs, parent, load, isolate, threads, ids, logits)
+    theirs.close()
+    try:
+        yield _Client(pid, ours, ids, logits, vocab=vocab, timeout_s=timeout_s)
+    finally:
+        _kill(pid)
+        ours.close()
+
+
+class _Client:
+    """The parent's end: one request at a time."""
+
+    def __init__(
+        self, pid: int, channel: socket.socket, ids: Tensor, logits: Tensor, *, vocab: int, timeout_s: float
+    ) -> None:
+        self._pid, self._channel, self._ids, self._values = pid, channel, ids, logits
+        self._vocab, self._timeout_s = vocab, timeout_s
+        self._loaded = False
+        self._ended = ""
+
+    def __call__(self, ids: Tensor) -> Tensor:
+        batch, length = ids.shape
+        assert 0 < ids.numel() <= self._ids.numel(), f"{batch} x {length} ids exceed {self._ids.numel()} tokens"
+        assert 0 <= int(ids.min()) and int(ids.max()) < self._vocab, "ids outside the vocabulary"
+        if self._ended:
+            raise EvaluationError(self._ended)
+        deadline = time.monotonic() + self._timeout_s
+        if not self._loaded:
+            self._receive(deadline, "loading the model")
+            self._loaded = True
+        self._ids[: ids.numel()] = ids.reshape(-1)
+        with contextlib.suppress(OSError):  # a dead child shows when the answer is awaited
+            self._channel.send(_REQUEST.pack(batch, length))
+        shape = self._receive(deadline, f"running the model on ids [{batch}, {length}]")
+        expected = (batch, length, self._vocab)
+        if shape != expected:
+            self._fail(f"the model gave logits of shape {list(shape)} for ids [{batch}, {length}], "
+                       f"expected {list(expected)}")  # fmt: skip
+        values = self._values[: ids.numel() * self._vocab]
+        # One pass: a sum of finite numbers is finite unless they are absurdly large, then each is looked at.
+        if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
+            self._fail(f"the model gave logits that are not finite for ids [{batch}, {length}]")
+        return values.view(expected)
+
+    def _receive(self, deadline: float, doing: str) -> tuple[int, ...]:
+        data = self._await(deadline, doing)
+        if len(data) < _REPLY.size:
+            self._fail(f"the model's process sent {len(data)} bytes while {doing}, expected {_REPLY.size}")
+        status, dims, *sizes = _REPLY.unpack_from(data)
+        if status != _OK:
+            text = data[_REPLY.size :].decode(errors="replace")
+            self._fail(f"{doing} failed: {''.join(c if c.isprintable() else ' ' for c in text)}")
+        return tuple(sizes[: min(dims, 8)])
+
+    def _await(self, deadline: float, doing: str) -> bytes:
+        poll = select.poll()
+        poll.register(self._channel, select.POLLIN)
+        while True:
+            # Asked before polling: an answer sent just before the end is still read. The socket alone would not
+            # show the end, because a process that the child started may hold it open.
+            ended = _exit_cause(self._pid)
+            if poll.poll(0 if ended else _POLL_MS):
+                with contextlib.suppress(OSError):
+                    data = self._channel.recv(_REPLY.size + _MESSAGE_BYTES)
+                    if data:
+                        return data
+                ended = ended or _exit_cause(self._pid, wait_s=1.0) or "it closed its channel"
+            if ended:
+                self._fail(f"the model's process ended while {doing}: {ended}")
+            if not (time.monotonic() < deadline):
+                self._fail(f"the model's process did not finish {doing} within {self._timeout_s:g} s; "
+                           "it hangs, or evaluation.timeout_s is too short for it")  # fmt: skip
+
+    def _fail(self, message: str) -> NoReturn:
+        self._ended = message
+        _kill_group(self._pid)
+        raise EvaluationError(message)
+
+
+def _fork() -> int:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with warnings.catch_warnings():
+        # Python 3.12 warns when other threads exist; the child uses nothing that those could hold.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
+def _exit_cause(pid: int, wait_s: float = 0.0) -> str:
+    """How the child ended, in words; empty while it runs. Leaves it unreaped, so that its id stays its own."""
+    until = time.monotonic() + wait_s
+    while True:
+        info = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if info is not None and info.si_code == os.CLD_EXITED:
+            return f"exit code {info.si_status}"
+        if info is not None:
+            name = signal.Signals(info.si_status).name
+            return f"killed by {name}" + (" (out of memory?)" if info.si_status == signal.SIGKILL else "")
+        if not (time.monotonic() < until):
+            return ""
+        time.sleep(0.01)
+
+
+def _kill_group(pid: int) -> None:
+    for kill in (os.killpg, os.kill):  # the group exists once the child has called setsid
+        with contextlib.suppress(ProcessLookupError):
+            kill(pid, signal.SIGKILL)
+
+
+def _kill(pid: int) -> None:
+    _kill_group(pid)
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, 0)
+
+
+def _child(
+    channel: socket.socket,
+    parent: int,
+    load: Callable[[], Model],
+    isolate: Callable[[], None] | None,
+    threads: int,
+    ids: Tensor,
+    logits: Tensor,
+) -> NoReturn:
+    """The child's whole life; it never returns into the caller's stack."""
+    code = 1
+    try:
+        _detach(channel, parent)
+        torch.set_num_threads(threads)
+        torch.set_grad_enabled(False)
+        if isolate is not None:
+            isolate()
+        model = load()
+        channel.send(_REPLY.pack(_OK, 0, *[0] * 8))
+        while request := channel.recv(_REQUEST.size):
+            _answer(channel, model, request, ids, logits)
+        code = 0
+    except BaseException as error:
+        with contextlib.suppress(BaseException):
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}, line {place.lineno})"
+            channel.send(_REPLY.pack(_FAILED, 0, *[0] * 8) + text.encode(errors="replace")[:_MESSAGE_BYTES])
+    finally:
+        os._exit(code)
+
+
+def _answer(channel: socket.socket, model: Model, request: bytes, ids: Tensor, logits: Tensor) -> None:
+    batch, length = _REQUEST.unpack(request)
+    out = model(ids[: batch * length].view(batch, length).clone())
+    if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() > 8:
+        found = f"{out.dtype} of {out.dim()} dimensions" if isinstance(out, Tensor) else type(out).__name__
+        raise TypeError(f"the model gave {found}, expected floating-point logits [batch, length, vocab]")
+    if out.numel() <= logits.numel():  # else the parent refuses the shape
+        logits[: out.numel()].view(out.shape).copy_(out)
+    channel.send(_REPLY.pack(_OK, out.dim(), *out.shape, *[0] * (8 - out.dim())))
+
+
+def _detach(channel: socket.socket, parent: int) -> None:
+    """A session of its own, death with the parent, default signals, no inherited file but the standard ones."""
+    os.setsid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+    # Handlers of the parent (checkpoint, requeue) must not run here when a scheduler signals every process of a job.
+    for number in _IGNORED_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) != channel.fileno():
+            with contextlib.suppress(OSError):
+                os.close(int(name))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    gc.freeze()  # what the parent holds is neither collected nor listed here

@@ -1,0 +1,257 @@
+"""Local lm-eval tasks, built from held-out text and from recall formats; nothing is downloaded.
+
+Every task is a YAML definition beside a JSON-lines file in one folder whose name is the hash of its content, so
+that building twice, or in two processes at once, gives the same folder. The folder also works with lm-eval's own
+command line: `cd FOLDER && lm_eval --include_path . --tasks recall …`.
+
+- text_choice: 80 bytes that follow a passage, against three passages of the same length from other documents;
+- line_completion: the line that follows some lines, against three lines of the same document of similar length;
+- recall: multi-query associative recall (arXiv 2312.04927, section 3) in words: pairs of key and value, then a key;
+  the choices are the values that occur;
+- selective_copy: selective copying (arXiv 2312.00752, section 3.1) in words: repeat the marked words, in order;
+  the choices are orders of the same words, so that only the order can tell them apart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.evaluation.passages import line_question, text_question
+
+ROLLING = "heldout_text"
+
+# Words that are one token each in a small vocabulary trained on English or on code, so that a tiny model can learn
+# the formats. Keys, values and filler share no word.
+KEYS = ("name file line time list type size mode path code data text group node user field").split()
+VALUES = ("one two true first last next new open raw back base end read write call same").split()
+FILLER = ("the of a in to is and for").split()
+PAIRS = (4, 6, 8)
+MARKED = (3, 4)
+CHOICES = 4
+# Contexts whose checksum is divisible by this belong to the evaluation, all others to training: no seed can make
+# the two meet.
+HELDOUT_RESIDUE = 5
+
+Row = dict[str, object]
+
+_YAML = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {name}.jsonl
+test_split: test
+num_fewshot: 0
+{form}metadata:
+  version: 1
+"""
+_CHOICE = """\
+output_type: multiple_choice
+doc_to_text: context
+doc_to_choice: choices
+doc_to_target: answer
+target_delimiter: ""
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+"""
+_ROLLING = """\
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: text
+metric_list:
+  - metric: bits_per_byte
+    aggregation: bits_per_byte
+    higher_is_better: false
+"""
+
+
+def recall_documents(seed: int) -> Iterator[str]:
+    """Endless training documents in the recall and copy formats, none of whose contexts the evaluation ever asks.
+
+    Deterministic for `seed`; about 20 to 45 tokens each with a vocabulary of 2048.
+    """
+    rng = random.Random(f"asiarch recall training {seed}")
+    while True:
+        if rng.random() < 0.5:
+            pairs = _pairs(rng)
+            context = _recall_context(pairs)
+            answer = " ".join(f"{key} {value}" for key, value in rng.sample(pairs, len(pairs)))
+        else:
+            marked, context = _copy_context(rng)
+            answer = " ".join(marked)
+        if not _is_heldout(context):
+            yield f"{context} {answer}\n"
+
+
+def build_tasks(
+    texts: Sequence[str],
+    *,
+    names: Sequence[str],
+    questions: int,
+    seed: int,
+    folder: Path,
+    rolling: Sequence[str] = (),
+) -> Path:
+    """Writes the tasks' YAML and JSON-lines files once, atomically, and returns their folder.
+
+    Args:
+        texts: held-out documents, in a fixed order; the source of text_choice and line_completion.
+        names: tasks to build, of `text_choice`, `line_completion`, `recall`, `selective_copy`.
+        questions: questions per task.
+        seed: of the questions; use the same one for everything that is to be compared.
+        folder: parent of the returned folder; created when absent.
+        rolling: documents of the rolling-likelihood task `heldout_text`; without any there is no such task.
+
+    Raises:
+        EvaluationError: an unknown task, too little held-out text for the questions, a folder that is not writable.
+    """
+    files: dict[str, bytes] = {}
+    for name in names:
+        if name not in _QUESTIONS:
+            raise EvaluationError(f"evaluation.tasks names {name!r}; expected tasks of {sorted(_QUESTIONS)}")
+        rows = _questions(name, texts, questions, seed)
+        files[f"{name}.yaml"] = _YAML.format(name=name, form=_CHOICE).encode()
+        files[f"{name}.jsonl"] = _json_lines(rows)
+    if rolling:
+        files[f"{ROLLING}.yaml"] = _YAML.format(name=ROLLING, form=_ROLLING).encode()
+        files[f"{ROLLING}.jsonl"] = _json_lines([{"text": text} for text in rolling])
+    return _write_once(files, folder)
+
+
+def chance_levels(folder: Path, names: Sequence[str]) -> dict[str, float]:
+    """Accuracy of a uniform guess in each task: the mean of 1 / number of choices."""
+    levels: dict[str, float] = {}
+    for name in names:
+        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+        levels[name] = sum(1 / len(row["choices"]) for row in rows) / len(rows)
+    return levels
+
+
+def _questions(name: str, texts: Sequence[str], count: int, seed: int) -> list[Row]:
+    rng = random.Random(f"asiarch evaluation {name} {seed}")
+    make = _QUESTIONS[name]
+    rows: list[Row] = []
+    seen: set[str] = set()
+    for _ in range(20 * count + 200):
+        if len(rows) == count:
+            break
+        found = make(rng, texts)
+        if found is None or found[0] in seen:
+            continue
+        context, true, others = found
+        seen.add(context)
+        choices = [true, *others]
+        rng.shuffle(choices)
+        rows.append({"context": context, "choices": choices, "answer": choices.index(true)})
+    if len(rows) < count:
+        raise EvaluationError(
+            f"task {name}: found {len(rows)} of {count} questions in {len(texts)} held-out documents "
+            f"({sum(map(len, texts))} characters); give more held-out documents (data.heldout_fraction), "
+            f"lower evaluation.questions, or take {name} out of evaluation.tasks"
+        )
+    return rows
+
+
+def _recall_question(rng: random.Random, texts: Sequence[str]) -> tuple[str, str, list[str]] | None:
+    pairs = _pairs(rng)
+    context = _recall_context(pairs)
+    if not _is_heldout(context):
+        return None
+    key, value = rng.choice(pairs)
+    return f"{context} {key}", f" {value}", [f" {other}" for _, other in pairs if other != value]
+
+
+def _copy_question(rng: random.Random, texts: Sequence[str]) -> tuple[str, str, list[str]] | None:
+    marked, context = _copy_context(rng)
+    if not _is_heldout(context):
+        return None
+    others: list[list[str]] = []
+    while len(others) < CHOICES - 1:
+        order = rng.sample(marked, len(marked))
+        if order != marked and order not in others:
+            others.append(order)
+    return context, " " + " ".join(marked), [" " + " ".join(order) for order in others]
+
+
+def _pairs(rng: random.Random) -> list[tuple[str, str]]:
+    count = rng.choice(PAIRS)
+    return list(zip(rng.sample(KEYS, count), rng.sample(VALUES, count), strict=True))
+
+
+def _recall_context(pairs: Sequence[tuple[str, str]]) -> str:
+    return "map: " + " ".join(f"{key} {value}" for key, value in pairs) + "\nget:"
+
+
+def _copy_context(rng: random.Random) -> tuple[list[str], str]:
+    marked = rng.sample(VALUES, rng.choice(MARKED))
+    words: list[str] = []
+    for word in marked:
+        words += [rng.choice(FILLER) for _ in range(rng.randrange(1, 4))] + ["+", word]
+    words += [rng.choice(FILLER) for _ in range(rng.randrange(3))]
+    return marked, "copy: " + " ".join(words) + "\nout:"
+
+
+def _is_heldout(context: str) -> bool:
+    return zlib.crc32(context.encode()) % HELDOUT_RESIDUE == 0
+
+
+_QUESTIONS: Mapping[str, Callable[[random.Random, Sequence[str]], tuple[str, str, list[str]] | None]] = {
+    "text_choice": text_question,
+    "line_completion": line_question,
+    "recall": _recall_question,
+    "selective_copy": _copy_question,
+}
+
+
+def _json_lines(rows: Sequence[Row]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=True, sort_keys=True) + "\n" for row in rows).encode()
+
+
+def _write_once(files: Mapping[str, bytes], folder: Path) -> Path:
+    digest = hashlib.sha256()
+    for name, content in sorted(files.items()):
+        digest.update(f"{name} {len(content)}\n".encode() + content)
+    target = folder / digest.hexdigest()[:16]
+    try:
+        if not target.is_dir():
+            folder.mkdir(parents=True, exist_ok=True)
+            draft = Path(tempfile.mkdtemp(prefix=".draft-", dir=folder))
+            try:
+                for name, content in files.items():
+                    _write(draft / name, content)
+                os.rename(draft, target)
+            except OSError:
+                shutil.rmtree(draft, ignore_errors=True)
+                if not target.is_dir():  # else another process was first, and wrote the same bytes
+                    raise
+        for name, content in files.items():
+            if not (target / name).is_file() or (target / name).read_bytes() != content:
+                _replace(target / name, content)  # damaged or edited: questions must not change within a run
+    except OSError as error:
+        raise EvaluationError(f"{target}: the task files cannot be written ({error}); free the disk or fix it") from error
+    return target
+
+
+def _write(path: Path, content: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _replace(path: Path, content: bytes) -> None:
+    handle, draft = tempfile.mkstemp(prefix=".draft-", dir=path.parent)
+    os.close(handle)
+    _write(Path(draft), content)
+    os.replace(draft, path)

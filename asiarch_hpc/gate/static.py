@@ -1,0 +1,316 @@
+"""What can be said about a design from its text alone, before anything of it runs.
+
+These findings are clear early messages for an author, not the protection: that is the sandbox's part. They name
+what a layer program or a unit tree has no use for.
+"""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator
+
+from asiarch_hpc.records import Finding
+
+# Modules a design may import, with what it needs them for. A name allows its submodules too, unless FORBIDDEN
+# names one. Everything else is refused: a design's file is self-contained.
+ALLOWED_IMPORTS = {
+    "__future__": "postponed annotations",
+    "abc": "abstract units",
+    "collections": "ordered and default dictionaries of modules",
+    "copy": "copies of configuration",
+    "dataclasses": "configuration of units",
+    "einops": "tensor rearrangement",
+    "enum": "named choices",
+    "fla": "the published layer programs' own imports",
+    "functools": "partial application and caching",
+    "itertools": "loops over layers",
+    "kernels": "the project's operations",
+    "math": "scalar mathematics",
+    "numbers": "number types",
+    "numpy": "constant tables",
+    "operator": "functional forms of operators",
+    "random": "seeded choices at construction",
+    "torch": "tensors and modules",
+    "transformers": "type annotations of the published layer programs",
+    "triton": "GPU kernels",
+    "typing": "annotations",
+    "typing_extensions": "annotations",
+    "warnings": "messages to an author",
+}
+
+# Dotted names that reach out of the model: files, processes, network, foreign code, other modules' state.
+FORBIDDEN = {
+    "torch.load": "reads files",
+    "torch.save": "writes files",
+    "torch.from_file": "maps files",
+    "torch.hub": "downloads code",
+    "torch.package": "loads code",
+    "torch.serialization": "reads and writes files",
+    "torch.jit.load": "reads files",
+    "torch.jit.save": "writes files",
+    "torch.export": "reads and writes files",
+    "torch.classes": "loads foreign code",
+    "torch.ops.load_library": "loads foreign code",
+    "torch.utils.cpp_extension": "compiles and loads foreign code",
+    "torch.utils.model_zoo": "downloads files",
+    "torch.utils.tensorboard": "writes files",
+    "torch.multiprocessing": "starts processes",
+    "torch.distributed": "talks to other processes",
+    "torch.cuda.memory._record_memory_history": "writes files",
+    "numpy.load": "reads files",
+    "numpy.save": "writes files",
+    "numpy.savez": "writes files",
+    "numpy.fromfile": "reads files",
+    "numpy.memmap": "maps files",
+    "numpy.ctypeslib": "loads foreign code",
+    "numpy.loadtxt": "reads files",
+    "numpy.genfromtxt": "reads files",
+}
+
+# Modules whose name has no place in a design, however it is reached (`torch.os` too).
+OUTSIDE_MODULES = frozenset(
+    "os sys subprocess socket ctypes shutil pathlib importlib builtins io tempfile pickle marshal signal threading "
+    "multiprocessing concurrent asyncio urllib http requests inspect gc atexit resource fcntl mmap glob runpy "
+    "pkgutil code codeop pty platform getpass sqlite3 zipfile tarfile".split()
+)
+
+# Builtin functions that reach files, other code, or the caller's variables.
+FORBIDDEN_BUILTINS = frozenset(
+    "open exec eval compile __import__ input breakpoint exit quit globals locals vars memoryview".split()
+)
+
+# Attributes by which code climbs from an object to the interpreter that runs it.
+ESCAPE_ATTRIBUTES = frozenset(
+    "__globals__ __builtins__ __subclasses__ __code__ __closure__ __loader__ __spec__ __mro__ __bases__ "
+    "f_globals f_locals f_back f_builtins gi_frame cr_frame tb_frame".split()
+)
+
+# The 16 keywords that every caller of a layer program may give (published contract of ASI-Arch's DeltaNet).
+PROGRAM_KEYWORDS = (
+    "mode", "d_model", "hidden_size", "expand_k", "expand_v", "num_heads", "use_beta", "use_gate",
+    "use_short_conv", "conv_size", "conv_bias", "allow_neg_eigval", "layer_idx", "qk_activation", "qk_norm",
+    "norm_eps",
+)  # fmt: skip
+
+# A design with one of these cannot be built at all.
+UNBUILDABLE = frozenset({"static.syntax", "static.contract"})
+
+_Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def examine(source: str) -> list[Finding]:
+    """Findings about a design's text: syntax, contract, imports, calls, changes to other modules.
+
+    Codes: static.syntax, static.contract, static.import, static.call, static.escape, static.patch; all reject.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a doubtful escape sequence is not the gate's business
+            tree = ast.parse(source)
+    except SyntaxError as error:
+        text = f"line {error.lineno}: {error.msg}"
+        return [_reject("static.syntax", text, "Give one complete Python file, without Markdown around it.")]
+    except (ValueError, RecursionError, MemoryError) as error:
+        text = f"the parser gave up: {type(error).__name__}: {error}"
+        return [_reject("static.syntax", text, "Give one Python text file without zero bytes or endless nesting.")]
+    aliases = _aliases(tree)
+    findings = [*_contract(tree), *_imports(tree), *_calls(tree), *_reaches(tree, aliases), *_patches(tree, aliases)]
+    return list(dict.fromkeys(findings))
+
+
+def _reject(code: str, message: str, hint: str) -> Finding:
+    return Finding(code=code, severity="reject", message=message, hint=hint)
+
+
+def _contract(tree: ast.Module) -> Iterator[Finding]:
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    if "Block" in classes:
+        yield from _block_contract(classes["Block"])
+    elif "DeltaNet" in classes:
+        yield from _program_contract(classes["DeltaNet"])
+    else:
+        yield _reject(
+            "static.contract",
+            f"neither class DeltaNet (layer program) nor class Block (unit tree) found; classes: {sorted(classes)}",
+            "Name the main class DeltaNet and derive it from torch.nn.Module.",
+        )
+
+
+def _program_contract(node: ast.ClassDef) -> Iterator[Finding]:
+    forward = _method(node, "forward")
+    if forward is None:
+        yield _reject("static.contract", "class DeltaNet has no forward", "Define forward(self, hidden_states, ...).")
+    elif [a.arg for a in _positional(forward)][1:2] != ["hidden_states"]:
+        yield _reject(
+            "static.contract",
+            f"line {forward.lineno}: DeltaNet.forward takes {_signature(forward)}",
+            "Define forward(self, hidden_states, attention_mask=None, past_key_values=None, use_cache=False, "
+            "output_attentions=False, **kwargs) and return (output, None or auxiliary loss, past_key_values).",
+        )
+    init = _method(node, "__init__")
+    if init is None:
+        yield _reject("static.contract", "class DeltaNet has no __init__", "Take the 16 published keywords.")
+        return
+    named = {a.arg for a in [*_positional(init), *init.args.kwonlyargs]}
+    missing = [] if init.args.kwarg else [name for name in PROGRAM_KEYWORDS if name not in named]
+    undefaulted = [name for name in _required(init) if name not in ("self", "d_model", "hidden_size")]
+    if missing or undefaulted:
+        text = f"line {init.lineno}: DeltaNet.__init__"
+        text += f" does not accept {missing}" if missing else ""
+        text += f" requires {undefaulted}" if undefaulted else ""
+        yield _reject("static.contract", text, "Give every parameter a default and accept **kwargs.")
+
+
+def _block_contract(node: ast.ClassDef) -> Iterator[Finding]:
+    init, forward = _method(node, "__init__"), _method(node, "forward")
+    if init is None or [a.arg for a in _positional(init)][1:3] != ["dim", "heads"]:
+        found = "no __init__" if init is None else _signature(init)
+        yield _reject(
+            "static.contract",
+            f"class Block has {found}",
+            "Define __init__(self, dim, heads, layer_idx=0, device=None, dtype=None).",
+        )
+    elif extra := [name for name in _required(init) if name not in ("self", "dim", "heads")]:
+        yield _reject("static.contract", f"line {init.lineno}: Block.__init__ requires {extra}", "Give them defaults.")
+    if forward is None or len(_positional(forward)) < 2 or forward.args.kwarg is None:
+        found = "no forward" if forward is None else f"forward{_signature(forward)}"
+        yield _reject(
+            "static.contract", f"class Block has {found}", "Define forward(self, X, **Z) and return (X, Z)."
+        )
+
+
+def _imports(tree: ast.Module) -> Iterator[Finding]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            if node.level:
+                yield _reject(
+                    "static.import",
+                    f"line {node.lineno}: relative import",
+                    "Put everything that the design needs into its one file.",
+                )
+                continue
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            reason = _forbidden(name)
+            if name.split(".")[0] not in ALLOWED_IMPORTS:
+                top = name if isinstance(node, ast.Import) else name.rpartition(".")[0]
+                yield _reject(
+                    "static.import",
+                    f"line {node.lineno}: import of {top}",
+                    f"A design may import {', '.join(sorted(ALLOWED_IMPORTS))}.",
+                )
+            elif reason:
+                yield _reject("static.import", f"line {node.lineno}: import of {name}", f"Leave it out: it {reason}.")
+
+
+def _calls(tree: ast.Module) -> Iterator[Finding]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in FORBIDDEN_BUILTINS:
+            yield _reject(
+                "static.call",
+                f"line {node.lineno}: call of {node.func.id}()",
+                "A design computes tensors from tensors; it needs no files, generated code or foreign variables.",
+            )
+
+
+def _reaches(tree: ast.Module, aliases: dict[str, str]) -> Iterator[Finding]:
+    """Attribute chains from an imported module to something forbidden, and climbs into the interpreter."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node.id in ("__builtins__", "__loader__", "__spec__"):
+            yield _reject("static.escape", f"line {node.lineno}: use of {node.id}", "Leave it out.")
+        if not isinstance(node, ast.Attribute):
+            continue
+        if node.attr in ESCAPE_ATTRIBUTES:
+            yield _reject("static.escape", f"line {node.lineno}: use of .{node.attr}", "Leave it out.")
+        dotted = _dotted(node, aliases)
+        if dotted is None:
+            continue
+        reason = _forbidden(dotted)
+        if reason:
+            yield _reject("static.call", f"line {node.lineno}: use of {dotted}", f"Leave it out: it {reason}.")
+        elif node.attr in OUTSIDE_MODULES and dotted.split(".")[0] != "kernels":
+            yield _reject("static.import", f"line {node.lineno}: {dotted} reaches module {node.attr}", "Leave it out.")
+
+
+def _patches(tree: ast.Module, aliases: dict[str, str]) -> Iterator[Finding]:
+    """Assignments to attributes of imported modules and classes: they would change the checks and the trainer."""
+    hint = "Subclass or wrap instead of changing it; a design must not alter what others use."
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign | ast.Delete):
+            targets = node.targets
+        elif isinstance(node, ast.AugAssign | ast.AnnAssign):
+            targets = [node.target]
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("setattr", "delattr"):
+            targets = [ast.Attribute(value=node.args[0], attr="?")] if node.args else []
+        else:
+            continue
+        for target in [leaf for whole in targets for leaf in _leaves(whole)]:
+            dotted = _dotted(target, aliases) if isinstance(target, ast.Attribute) else None
+            if dotted is not None:
+                yield _reject("static.patch", f"line {node.lineno}: change of {dotted.removesuffix('.?')}", hint)
+
+
+def _leaves(target: ast.expr) -> Iterator[ast.expr]:
+    if isinstance(target, ast.Tuple | ast.List):
+        for element in target.elts:
+            yield from _leaves(element)
+    elif isinstance(target, ast.Starred | ast.Subscript):
+        yield from _leaves(target.value)
+    else:
+        yield target
+
+
+def _aliases(tree: ast.Module) -> dict[str, str]:
+    """Local name -> dotted name for everything imported anywhere in the file."""
+    aliases: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                aliases[alias.asname or alias.name.split(".")[0]] = alias.name if alias.asname else alias.name.split(".")[0]
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            for alias in node.names:
+                aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    return aliases
+
+
+def _dotted(node: ast.expr, aliases: dict[str, str]) -> str | None:
+    """`F.relu` -> "torch.nn.functional.relu" when the chain starts at an imported name, else None."""
+    parts: list[str] = []
+    while isinstance(node, ast.Attribute):
+        parts.append(node.attr)
+        node = node.value
+    if not isinstance(node, ast.Name) or node.id not in aliases:
+        return None
+    return ".".join([aliases[node.id], *reversed(parts)])
+
+
+def _forbidden(dotted: str) -> str | None:
+    parts = dotted.split(".")
+    for end in range(1, len(parts) + 1):
+        if reason := FORBIDDEN.get(".".join(parts[:end])):
+            return reason
+    return None
+
+
+def _method(node: ast.ClassDef, name: str) -> _Function | None:
+    return next((n for n in node.body if isinstance(n, _Function) and n.name == name), None)
+
+
+def _positional(function: _Function) -> list[ast.arg]:
+    return [*function.args.posonlyargs, *function.args.args]
+
+
+def _required(function: _Function) -> list[str]:
+    positional = _positional(function)
+    required = [a.arg for a in positional[: len(positional) - len(function.args.defaults)]]
+    keyword = zip(function.args.kwonlyargs, function.args.kw_defaults, strict=True)
+    return required + [a.arg for a, default in keyword if default is None]
+
+
+def _signature(function: _Function) -> str:
+    return f"({ast.unparse(function.args)})"

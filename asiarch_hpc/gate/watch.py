@@ -1,0 +1,184 @@
+"""The caller's side of an isolated call: reads what the child says, and ends it when it exceeds a limit."""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import time
+from typing import Any
+
+from asiarch_hpc.gate import confine
+from asiarch_hpc.gate.family import Pipes, Plan
+
+_ANSWER_LIMIT = 64 << 20  # bytes; a longer answer is not a design's report
+_OUTPUT_KEPT = 64 << 10  # bytes of printed text that are kept, the last ones
+_POLL_S = 0.05
+_GRACE_S = 10.0  # for the supervisor to end the family; a machine under load needs some
+
+
+class Watch:
+    """Follows one family of processes until it has ended, then knows the cause."""
+
+    def __init__(self, supervisor: int, pipes: Pipes, plan: Plan, started: float) -> None:
+        self.result: Any = None
+        self.records: list[Any] = []
+        self.cause: str | None = None
+        self.error = ""
+        self.traceback = ""
+        self.setup_error = ""
+        self.output = b""
+        self.output_bytes = 0
+        self._supervisor = supervisor
+        self._pipes = pipes
+        self._plan = plan
+        self._deadline = started + plan.timeout_s
+        self._inherited = confine.anonymous_bytes(os.getpid())
+        self._seen: dict[int, int] = {}  # process id -> start time: ids are used again
+        self._answer = b""
+        self._answer_bytes = 0
+        self._status = b""
+        self._exit_code: int | None = None
+        self._answered = False
+
+    def run(self) -> None:
+        """Returns when the family has ended or must be ended (`end`)."""
+        with selectors.DefaultSelector() as selector:
+            for reader, _ in (self._pipes.answer, self._pipes.output, self._pipes.status):
+                os.set_blocking(reader, False)
+                selector.register(reader, selectors.EVENT_READ)
+            poll = time.monotonic()
+            while self.cause is None:
+                now = time.monotonic()
+                if now >= self._deadline:
+                    self._stop("timeout", f"no answer within {self._plan.timeout_s:g} s")
+                    break
+                if now >= poll:
+                    self._check_family()
+                    poll = now + _POLL_S
+                if self._read(selector, min(_POLL_S, self._deadline - now)):
+                    break
+            self._drain()
+        self._conclude()
+
+    def end(self) -> None:
+        """Ends whatever is left of the family and reaps the supervisor."""
+        _signal(self._supervisor, signal.SIGTERM)
+        deadline = time.monotonic() + _GRACE_S
+        while (code := _reap(self._supervisor)) is None:
+            if time.monotonic() > deadline:
+                _signal(self._supervisor, signal.SIGKILL)
+            time.sleep(0.002)
+        if code != 0:  # killed: what it would have ended is left to us
+            for process, start in self._seen.items():
+                if confine.start_time(process) == start:
+                    _signal(process, signal.SIGKILL)
+
+    def _read(self, selector: selectors.BaseSelector, timeout_s: float) -> bool:
+        """Takes what has arrived; True once the supervisor has ended."""
+        for key, _ in selector.select(max(0.0, timeout_s)):
+            data = _read_available(key.fd)
+            if data is None:
+                continue
+            if not data:
+                if key.fd == self._pipes.status[0]:
+                    return True
+                selector.unregister(key.fd)
+            else:
+                self._take(key.fd, data)
+        return False
+
+    def _drain(self) -> None:
+        for reader in (self._pipes.answer[0], self._pipes.output[0], self._pipes.status[0]):
+            while data := _read_available(reader):
+                self._take(reader, data)
+                if self._answer_bytes > _ANSWER_LIMIT:
+                    return
+
+    def _take(self, reader: int, data: bytes) -> None:
+        if reader == self._pipes.output[0]:
+            self.output = (self.output + data)[-_OUTPUT_KEPT:]
+            self.output_bytes += len(data)
+        elif reader == self._pipes.status[0]:
+            self._status += data
+        else:
+            self._answer_bytes += len(data)
+            if self._answer_bytes > _ANSWER_LIMIT:
+                self._stop("output", f"the answer exceeds {_ANSWER_LIMIT >> 20} MiB")
+                return
+            *lines, self._answer = (self._answer + data).split(b"\n")
+            for line in lines:
+                self._take_message(line)
+
+    def _take_message(self, line: bytes) -> None:
+        try:
+            message = json.loads(line)
+            kind = next(key for key in ("record", "result", "error") if key in message)
+            if kind == "record":
+                self.records.append(message["record"])
+                return
+            self._answered = True
+            if kind == "result":
+                self.result = message["result"]
+            else:
+                self.traceback = str(message["traceback"])
+                self._stop("memory" if message["memory"] else "exception", str(message["error"]))
+        except (ValueError, TypeError, KeyError, StopIteration, RecursionError):
+            self._stop("protocol", f"the child wrote {line[:80]!r} in place of a JSON answer")
+
+    def _check_family(self) -> None:
+        self._seen = {process: confine.start_time(process) for process in confine.descendants(self._supervisor)}
+        if len(self._seen) > self._plan.processes:
+            self._stop("processes", f"{len(self._seen)} processes at once, at most {self._plan.processes} are allowed")
+        used = sum(max(0, confine.anonymous_bytes(process) - self._inherited) for process in self._seen)
+        if used > self._plan.memory_bytes:
+            limit = self._plan.memory_bytes / 2**30
+            self._stop("memory", f"{used / 2**30:.2f} GiB in use, at most {limit:g} GiB are allowed")
+
+    def _conclude(self) -> None:
+        for line in self._status.splitlines():
+            message = json.loads(line)
+            self._exit_code = message.get("ended", self._exit_code)
+            self.setup_error = message.get("setup", self.setup_error)
+        if self.cause is not None or self.setup_error:
+            return
+        code = self._exit_code
+        if code is None:
+            self._stop("killed by signal 9", "the process that supervises the child was killed")
+        elif self._answered:
+            return
+        elif code == -signal.SIGXCPU:
+            self._stop("timeout", f"more than {self._plan.timeout_s:g} s of processor time")
+        elif code < 0:
+            self._stop(f"killed by signal {-code}", f"the process was killed by signal {-code}")
+        else:
+            self._stop("ended early", f"the process ended with exit code {code} before it had answered")
+
+    def _stop(self, cause: str, error: str) -> None:
+        if self.cause is None:
+            self.cause, self.error = cause, error
+
+
+def _read_available(reader: int) -> bytes | None:
+    """Waiting bytes, b"" at the end, None when nothing is waiting."""
+    try:
+        return os.read(reader, 1 << 16)
+    except BlockingIOError:
+        return None
+
+
+def _signal(process: int, number: int) -> None:
+    try:
+        os.kill(process, number)
+    except ProcessLookupError:
+        pass
+
+
+def _reap(process: int) -> int | None:
+    """Exit code of the process, minus its signal, or None while it lives."""
+    try:
+        ended, status = os.waitpid(process, os.WNOHANG)
+    except ChildProcessError:
+        return 0  # SIGCHLD is ignored in this process: the kernel reaped it
+    return os.waitstatus_to_exitcode(status) if ended == process else None

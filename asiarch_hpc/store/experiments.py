@@ -1,0 +1,163 @@
+"""Reading and writing of experiment folders: whole or not at all, checked against their hash when read."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from asiarch_hpc.errors import RecordError
+from asiarch_hpc.records import (
+    Evaluation,
+    Experiment,
+    GateReport,
+    Json,
+    Score,
+    TrialRecord,
+    from_json,
+    to_json,
+)
+from asiarch_hpc.store.files import move_aside, read_json, store_error, write_json, write_text
+from asiarch_hpc.store.layout import ExperimentLayout, RunLayout
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTrial:
+    """One trial as found in the tree: either a record with its evaluation, or a failure."""
+
+    name: str
+    record: TrialRecord | None = None
+    evaluation: Evaluation | None = None
+    failure: Json | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredExperiment:
+    """One experiment as found in the tree."""
+
+    record: Experiment
+    gate: GateReport | None
+    score: Score | None
+    trials: tuple[StoredTrial, ...] = ()
+
+
+@dataclass(slots=True)
+class Scan:
+    """Everything found under `experiments/`, with what had to be moved aside and why."""
+
+    experiments: list[StoredExperiment] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+
+def write_experiment(
+    layout: RunLayout,
+    record: Experiment,
+    *,
+    source: str,
+    motivation: str,
+    gate: GateReport,
+    proposal: Json | None = None,
+    units: Any = None,
+) -> bool:
+    """Creates an experiment's folder in one rename; False if the design already exists in the run.
+
+    Raises:
+        StoreError: disk full or unwritable.
+    """
+    final = layout.experiment(record.id)
+    temporary = ExperimentLayout(final.root.with_name(f".{record.id}.{uuid.uuid4().hex[:8]}.tmp"))
+    try:
+        write_text(temporary.architecture, source)
+        write_text(temporary.motivation, motivation.rstrip() + "\n")
+        write_json(temporary.gate, to_json(gate))
+        if proposal is not None:
+            write_json(temporary.proposal, proposal)
+        if units is not None:
+            write_json(temporary.units, units)
+        write_json(temporary.record, to_json(record))
+        try:
+            os.rename(temporary.root, final.root)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                return False
+            raise store_error(error, final.root) from error
+    finally:
+        if temporary.root.exists():
+            shutil.rmtree(temporary.root, ignore_errors=True)
+    return True
+
+
+def read_experiment(folder: ExperimentLayout) -> Experiment:
+    """The record of an experiment, after checking the stored source against its hash.
+
+    Raises:
+        RecordError: missing, truncated, edited, or not matching its hash.
+    """
+    record = from_json(Experiment, read_json(folder.record), source=str(folder.record))
+    if record.id != folder.root.name:
+        raise RecordError(f"{folder.record}: id {record.id}, expected the folder's name {folder.root.name}")
+    try:
+        found = hashlib.sha256(folder.architecture.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RecordError(f"{folder.architecture}: cannot be read ({error.strerror})") from error
+    if found != record.source_sha256:
+        raise RecordError(
+            f"{folder.architecture}: sha256 {found[:16]}…, expected {record.source_sha256[:16]}…; "
+            "the design was edited after it was stored"
+        )
+    return record
+
+
+def scan(layout: RunLayout, *, moved: bool = True) -> Scan:
+    """Reads every experiment of the tree.
+
+    A damaged file is moved aside when `moved`, and its message kept; without its record or source an experiment
+    is damaged as a whole.
+    """
+    result = Scan()
+    for folder in layout.all_experiments():
+        try:
+            record = read_experiment(folder)
+        except RecordError as error:
+            result.damaged.append(_aside(folder.root, str(error), moved))
+            continue
+        gate = _optional(GateReport, folder.gate, result, moved)
+        score = _optional(Score, folder.score, result, moved)
+        result.experiments.append(StoredExperiment(record, gate, score, tuple(_trials(folder, result, moved))))
+    return result
+
+
+def _trials(folder: ExperimentLayout, result: Scan, moved: bool) -> Iterable[StoredTrial]:
+    if not folder.trials.is_dir():
+        return
+    for root in sorted(folder.trials.iterdir()):
+        trial = folder.trial(root.name)
+        failure = _optional(dict, trial.failure, result, moved)
+        record = _optional(TrialRecord, trial.record, result, moved)
+        evaluation = _optional(Evaluation, trial.evaluation, result, moved)
+        if record and evaluation and record.weights_sha256 != evaluation.weights_sha256:
+            message = f"{trial.evaluation}: it scored other weights than {trial.record} describes"
+            result.damaged.append(_aside(trial.evaluation, message, moved))
+            evaluation = None
+        yield StoredTrial(root.name, record, evaluation, failure)
+
+
+def _optional(cls: type, path: Path, result: Scan, moved: bool) -> Any:
+    if not path.exists():
+        return None
+    try:
+        data = read_json(path)
+        return data if cls is dict else from_json(cls, data, source=str(path))
+    except RecordError as error:
+        result.damaged.append(_aside(path, str(error), moved))
+        return None
+
+
+def _aside(path: Path, message: str, moved: bool) -> str:
+    return f"{message}; moved aside as {move_aside(path).name}" if moved else message

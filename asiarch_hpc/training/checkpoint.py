@@ -1,0 +1,151 @@
+"""Checkpoints of a running training, and the final weights with their hash.
+
+A checkpoint file is the hexadecimal SHA-256 of its payload, a line break, and the payload (`torch.save`). The
+one before stays beside it as `<name>.previous`, so that a file damaged by a dying node costs one interval only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from asiarch_hpc.errors import RecordError, StoreError
+
+_log = logging.getLogger(__name__)
+
+State = dict[str, Any]
+
+
+def save(state: State, path: Path) -> None:
+    """Writes a checkpoint atomically and keeps the one before.
+
+    Raises:
+        StoreError: the file cannot be written; the older checkpoints are unharmed.
+    """
+    payload = _serialise(state)
+    digest = hashlib.sha256(payload).hexdigest().encode()
+
+    def keep_previous() -> None:
+        if path.exists():
+            os.replace(path, _previous(path))
+
+    _write(path, digest + b"\n" + payload, before_replace=keep_previous)
+
+
+def load(path: Path, *, identity: str) -> State | None:
+    """The newest usable checkpoint of the training named by `identity`; None when there is none.
+
+    A damaged or foreign file is reported to the log and passed over, never used.
+    """
+    for candidate in (path, _previous(path)):
+        if not candidate.exists():
+            continue
+        try:
+            return _read(candidate, identity)
+        except RecordError as error:
+            _log.warning("%s", error)
+    return None
+
+
+def discard(path: Path) -> None:
+    """Removes a training's checkpoints."""
+    path.unlink(missing_ok=True)
+    _previous(path).unlink(missing_ok=True)
+
+
+def save_weights(model: nn.Module, path: Path) -> str:
+    """Writes a model's state dict atomically; returns the SHA-256 of the file.
+
+    Raises:
+        StoreError: the file cannot be written.
+    """
+    payload = _serialise({name: value.detach().cpu() for name, value in model.state_dict().items()})
+    _write(path, payload)
+    return hashlib.sha256(payload).hexdigest()
+
+
+def load_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+    """Reads final weights; returns the state dict on the CPU and the SHA-256 of the very bytes it came from.
+
+    Raises:
+        RecordError: missing or damaged.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: the weights cannot be read: {error}") from error
+    try:
+        return load_weights_bytes(data), hashlib.sha256(data).hexdigest()
+    except RecordError as error:
+        raise RecordError(f"{path}: {error}") from error
+
+
+def load_weights_bytes(data: bytes) -> dict[str, Tensor]:
+    """The state dict in the bytes of a weights file; runs no code from it.
+
+    Raises:
+        RecordError: not a weights file.
+    """
+    state = _deserialise(data)
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise RecordError("not a weights file: a mapping of names to tensors was expected; train the design again")
+    return cast(dict[str, Tensor], state)
+
+
+def _read(path: Path, identity: str) -> State:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise RecordError(f"{path}: checkpoint cannot be read ({error}); it is not used") from error
+    digest, _, payload = data.partition(b"\n")
+    found = hashlib.sha256(payload).hexdigest()
+    if digest != found.encode():
+        raise RecordError(
+            f"{path}: damaged checkpoint: its content hashes to {found[:12]}…, its header says "
+            f"{digest[:12].decode(errors='replace')!r}…; it is not used"
+        )
+    state = _deserialise(payload)
+    if not isinstance(state, dict) or state.get("identity") != identity:
+        named = state.get("identity") if isinstance(state, dict) else None
+        raise RecordError(f"{path}: checkpoint of another training ({named}), expected {identity}; it is not used")
+    return state
+
+
+def _previous(path: Path) -> Path:
+    return path.with_name(path.name + ".previous")
+
+
+def _serialise(state: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(state, buffer)
+    return buffer.getvalue()
+
+
+def _deserialise(data: bytes) -> Any:
+    try:
+        return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
+        raise RecordError(f"not readable by torch.load: {error}") from error
+
+
+def _write(path: Path, data: bytes, *, before_replace: Callable[[], None] = lambda: None) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        before_replace()
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise StoreError(f"{path}: cannot be written: {error}; free space or make the folder writable") from error

@@ -1,0 +1,264 @@
+"""Trains one design at one scale with one seed, and can be stopped and continued at any step."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from asiarch_hpc.config import ScaleConfig
+from asiarch_hpc.records import Json
+from asiarch_hpc.training import checkpoint
+from asiarch_hpc.training.backbone import LanguageModel, build_model
+from asiarch_hpc.training.corpus import Corpus
+from asiarch_hpc.training.data import Batch, Batches
+from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine
+from asiarch_hpc.training.monitor import Monitor, TrainingStoppedError
+
+_FINAL_WINDOW = 10  # steps whose mean is the final loss: a single batch is too noisy to report
+# What may differ between the parts of an interrupted training.
+_NOT_DEFINING = ("device", "threads", "seeds", "checkpoint_seconds", "step_seconds_limit", "loss_limit", "keep_weights")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainOutcome:
+    """How a training ended. Losses in nats per token; `seconds` and `tokens` add up over all its parts.
+
+    `final_loss` is the mean of the last ten steps. `weights_path` and `weights_sha256` are set when finished.
+    `resumed` counts how often the training was continued from a checkpoint.
+    """
+
+    status: Literal["finished", "interrupted"]
+    steps: int
+    tokens: int
+    first_loss: float
+    final_loss: float
+    seconds: float
+    tokens_per_second: float
+    weights_path: Path | None
+    weights_sha256: str
+    parameters: int
+    device: str
+    precision: str
+    resumed: int
+
+
+@dataclass
+class _Progress:
+    """What the loop itself must remember across an interruption."""
+
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    first_loss: float = float("nan")
+    resumed: int = 0
+    last_losses: list[float] = field(default_factory=list)
+
+
+def learning_rate(step: int, *, steps: int, peak: float, warmup_steps: int, decay_fraction: float) -> float:
+    """Warm-up, stable, decay: the rate of a step counted from 0.
+
+    Rises linearly over `warmup_steps` steps to `peak`, stays, and falls linearly in the last `decay_fraction` of
+    the steps towards zero, which it would reach at step `steps`.
+    """
+    decay_steps = round(decay_fraction * steps)
+    rising = (step + 1) / warmup_steps if step < warmup_steps else 1.0
+    falling = (steps - step) / decay_steps if step > steps - decay_steps else 1.0
+    return peak * min(rising, falling)
+
+
+def train(
+    source: str,
+    *,
+    scale: ScaleConfig,
+    dim: int,
+    depth: int,
+    corpus: Corpus,
+    seed: int,
+    checkpoint_path: Path,
+    on_metrics: Callable[[Json], None],
+    should_stop: Callable[[], bool],
+    clock: Callable[[], float],
+) -> TrainOutcome:
+    """Trains a design, continuing from `checkpoint_path` where that holds a checkpoint of this very training.
+
+    On the CPU with one thread, an interrupted and continued training gives bit-identical weights. The process's
+    number of threads is set to `scale.threads` meanwhile.
+
+    Args:
+        source: text of the design.
+        scale: optimiser, batch and limits.
+        dim: width of the model.
+        depth: blocks of the model.
+        corpus: where batches come from.
+        seed: of the weights and of the order of the data.
+        checkpoint_path: written every `scale.checkpoint_seconds`, at a stop, and at the end; the final weights
+            are written beside it as `<name>.weights`. `checkpoint.discard` removes it.
+        on_metrics: gets one row a step: step (from 1), loss, learning_rate, gradient_norm, step_seconds, tokens
+            (so far). Steps after the last checkpoint come again when a killed training is continued.
+        should_stop: asked before each step; True ends the training with a checkpoint.
+        clock: seconds, monotonic.
+
+    Raises:
+        TrainingStoppedError: with `cause`; the design cannot be built or run, or its numbers rule it out.
+        StoreError: checkpoint or weights cannot be written.
+    """
+    with _threads(scale.threads), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        model = _build(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed)
+        torch.manual_seed(seed)
+        run = _Run(
+            engine=TorchEngine(model, scale),
+            batches=Batches(
+                corpus.train,
+                length=scale.length,
+                batch_size=scale.batch_size,
+                seed=seed,
+                padding=corpus.tokenizer.eos,
+            ),
+            scale=scale,
+            identity=_identity(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed),
+            checkpoint_path=checkpoint_path,
+            clock=clock,
+        )
+        finished = run.go(on_metrics, should_stop)
+        weights_path = checkpoint_path.with_name(checkpoint_path.name + ".weights") if finished else None
+        digest = checkpoint.save_weights(model, weights_path) if weights_path else ""
+    progress = run.progress
+    last = progress.last_losses
+    return TrainOutcome(
+        status="finished" if finished else "interrupted",
+        steps=progress.step,
+        tokens=progress.tokens,
+        first_loss=progress.first_loss,
+        final_loss=sum(last) / len(last) if last else float("nan"),
+        seconds=progress.seconds,
+        tokens_per_second=progress.tokens / progress.seconds if progress.seconds > 0 else 0.0,
+        weights_path=weights_path,
+        weights_sha256=digest,
+        parameters=model.non_embedding_parameters(),
+        device=run.engine.device,
+        precision=run.engine.precision,
+        resumed=progress.resumed,
+    )
+
+
+class _Run:
+    """The steps of one training in one process."""
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        batches: Batches,
+        scale: ScaleConfig,
+        identity: str,
+        checkpoint_path: Path,
+        clock: Callable[[], float],
+    ) -> None:
+        self.engine = engine
+        self.progress = _Progress()
+        self._batches = batches
+        self._scale = scale
+        self._identity = identity
+        self._path = checkpoint_path
+        self._clock = clock
+
+    def go(self, on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]) -> bool:
+        """Runs to the last step (True) or until asked to stop (False); either way a checkpoint is left."""
+        scale, progress = self._scale, self.progress
+        self._resume()
+        monitor = Monitor(loss_limit=scale.loss_limit, step_seconds_limit=scale.step_seconds_limit)
+        saved_at = self._clock()
+        while progress.step < scale.steps:
+            if should_stop():
+                self._save()
+                return False
+            begun = self._clock()
+            rate = learning_rate(
+                progress.step,
+                steps=scale.steps,
+                peak=scale.learning_rate,
+                warmup_steps=scale.warmup_steps,
+                decay_fraction=scale.decay_fraction,
+            )
+            batch = self._batches.batch(progress.step)
+            result = self._step(batch, rate)
+            seconds = self._clock() - begun
+            self._count(result, batch.tokens, seconds)
+            on_metrics(
+                {
+                    "step": progress.step,
+                    "loss": result.loss,
+                    "learning_rate": rate,
+                    "gradient_norm": result.gradient_norm,
+                    "step_seconds": seconds,
+                    "tokens": progress.tokens,
+                }
+            )
+            monitor.check(progress.step, loss=result.loss, gradient_norm=result.gradient_norm, seconds=seconds)
+            if self._clock() - saved_at >= scale.checkpoint_seconds:
+                self._save()
+                saved_at = self._clock()
+        self._save()
+        return True
+
+    def _step(self, batch: Batch, rate: float) -> StepResult:
+        try:
+            return self.engine.step(batch, rate)
+        except (Exception, SystemExit) as error:  # the design's code may do anything
+            raise TrainingStoppedError(
+                "design_error", f"step {self.progress.step + 1}: {type(error).__name__}: {error}"
+            ) from error
+
+    def _count(self, result: StepResult, tokens: int, seconds: float) -> None:
+        progress = self.progress
+        if progress.step == 0:
+            progress.first_loss = result.loss
+        progress.step += 1
+        progress.tokens += tokens
+        progress.seconds += seconds
+        progress.last_losses = [*progress.last_losses, result.loss][-_FINAL_WINDOW:]
+
+    def _save(self) -> None:
+        state = {"identity": self._identity, "progress": asdict(self.progress), "engine": self.engine.state()}
+        checkpoint.save(state, self._path)
+
+    def _resume(self) -> None:
+        state = checkpoint.load(self._path, identity=self._identity)
+        if state is None:
+            return
+        self.engine.restore(state["engine"])
+        self.progress = _Progress(**state["progress"])
+        self.progress.resumed += 1
+
+
+def _build(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, depth: int, seed: int) -> LanguageModel:
+    try:
+        return build_model(source, vocab=corpus.vocab, scale=scale, dim=dim, depth=depth, seed=seed)
+    except (Exception, SystemExit) as error:  # the design's code may do anything
+        raise TrainingStoppedError(
+            "design_error", f"building at dim={dim}, depth={depth}: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _identity(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, depth: int, seed: int) -> str:
+    """Hash of everything that the weights after n steps depend on, but the machine."""
+    settings = {name: value for name, value in asdict(scale).items() if name not in _NOT_DEFINING}
+    defining = [source, corpus.key, settings, dim, depth, seed]
+    return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

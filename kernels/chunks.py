@@ -1,0 +1,63 @@
+"""Cutting sequences into chunks, and the decays within a chunk."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def split(x: Tensor, chunk_size: int, dtype: torch.dtype) -> Tensor:
+    """[batch, length, heads, ...] -> [chunks, batch * heads, chunk_size, ...]; zeros fill up the last chunk."""
+    batch, length, heads = x.shape[:3]
+    rest = x.shape[3:]
+    x = x.to(dtype)
+    missing = -length % chunk_size
+    if missing:
+        x = F.pad(x, (0, 0) * len(rest) + (0, 0, 0, missing))
+    x = x.unflatten(1, (-1, chunk_size))
+    return x.movedim(3, 1).movedim(2, 0).reshape(-1, batch * heads, chunk_size, *rest)
+
+
+def join(x: Tensor, batch: int, length: int) -> Tensor:
+    """[chunks, batch * heads, chunk_size, dim] -> [batch, length, heads, dim]; drops the filling."""
+    chunks, _, chunk_size, dim = x.shape
+    x = x.view(chunks, batch, -1, chunk_size, dim).permute(1, 0, 3, 2, 4)
+    return x.reshape(batch, chunks * chunk_size, -1, dim)[:, :length]
+
+
+def causal_mask(size: int, like: Tensor, *, diagonal: int = 0) -> Tensor:
+    """[size, size] ones at j <= i + diagonal, zeros elsewhere. A product with it is much faster than `tril`."""
+    return torch.ones(size, size, dtype=like.dtype, device=like.device).tril(diagonal)
+
+
+def pairwise_decay(log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """Decays within a chunk.
+
+    Differences of cumulative log-decays are taken before exp, so that nothing overflows, and in float64, because
+    one strong decay makes the sums large and the later weak ones small beside them.
+
+    Args:
+        log_decay: [..., tokens], finite.
+
+    Returns:
+        From each token to each later one, exp(G_i - G_j) for j <= i and else 0: [..., tokens, tokens];
+        from the chunk's start up to and with each token, exp(G_i): [..., tokens].
+    """
+    cumulative = log_decay.double().cumsum(-1)
+    mask = causal_mask(log_decay.shape[-1], log_decay)
+    difference = (cumulative.unsqueeze(-1) - cumulative.unsqueeze(-2)).to(log_decay.dtype)
+    return (difference * mask).exp() * mask, cumulative.to(log_decay.dtype).exp()
+
+
+def spread(mark: Tensor, out: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
+    """Makes all results from a marked token on nan.
+
+    Args:
+        mark: [chunks, rows, tokens], nan or 0.
+        out: [chunks, rows, tokens, dim].
+        state: [rows, key, value], the final one.
+    """
+    chunks, rows, tokens = mark.shape
+    spread = mark.movedim(0, 1).reshape(rows, -1).cumsum(-1)
+    return out + spread.view(rows, chunks, tokens, 1).movedim(1, 0), state + spread[:, -1:, None]

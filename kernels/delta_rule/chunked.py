@@ -1,0 +1,121 @@
+"""The delta rule a chunk at a time, in plain PyTorch. README.md derives it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+from kernels.chunks import causal_mask, join, pairwise_decay, split, spread
+from kernels.operands import check_shapes, clamp_log_decay, quarantine, without_autocast, working_dtype
+
+AXES = {
+    "q": "batch length heads key",
+    "k": "batch length heads key",
+    "v": "batch length heads value",
+    "beta": "batch length heads",
+    "log_decay": "batch length heads",
+    "initial_state": "batch heads key value",
+}
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 64,
+) -> tuple[Tensor, Tensor]:
+    """S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T with a_t = exp(log_decay_t); o_t = scale S_t^T q_t.
+
+    DeltaNet (arXiv 2406.06484) without decay, Gated DeltaNet (arXiv 2412.06464) with one. The caller normalises
+    the keys: with |k| = 1 and beta in [0, 2] the state cannot grow.
+
+    Args:
+        q: [batch, length, heads, key].
+        k: [batch, length, heads, key].
+        v: [batch, length, heads, value].
+        beta: [batch, length, heads], how much of the value stored under the key is replaced.
+        log_decay: [batch, length, heads] natural logarithms, at most 0 (-inf forgets all), or None.
+        scale: of the output; key ** -0.5 by default.
+        initial_state: [batch, heads, key, value] or None for zeros.
+        chunk_size: tokens computed at once; changes speed and rounding only.
+
+    Returns:
+        o [batch, length, heads, value] in v's dtype, and the final state [batch, heads, key, value], float64 for
+        float64 v and float32 otherwise. From a non-finite token on, all results of its head are nan.
+
+    Raises:
+        ValueError: shapes that disagree, chunk_size below 1.
+        TypeError: an operand that is not floating point.
+    """
+    operands = {
+        "q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "initial_state": initial_state
+    }  # fmt: skip
+    size = check_shapes("delta_rule", **{name: (operands[name], AXES[name]) for name in AXES})
+    if chunk_size < 1:
+        raise ValueError(f"delta_rule: chunk_size is {chunk_size}, expected at least 1")
+    batch, length, heads, key, value = (size[axis] for axis in ("batch", "length", "heads", "key", "value"))
+    dtype, rows = working_dtype(v), batch * heads
+    chunk = min(chunk_size, length)
+    scale = key**-0.5 if scale is None else scale
+    with without_autocast(v):
+        query = split(q, chunk, dtype) * scale
+        tokens = [split(k, chunk, dtype), split(v, chunk, dtype), split(beta.unsqueeze(-1), chunk, dtype)]
+        if log_decay is not None:
+            tokens.append(split(clamp_log_decay(log_decay, dtype).unsqueeze(-1), chunk, dtype))
+        mark, tokens = quarantine(*tokens)
+        state = query.new_zeros(rows, key, value) if initial_state is None else initial_state.to(dtype).flatten(0, 1)
+        out, state = _chunked(query, tokens, state)
+        if mark is not None:
+            out, state = spread(mark, out, state)
+    return join(out, batch, length).to(v.dtype), state.view(batch, heads, key, value)
+
+
+def _chunked(query: Tensor, tokens: list[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
+    """query [n, rows, chunk, key]; tokens: key, value, beta and perhaps log-decay, alike; state [rows, key, value]."""
+    k, v, beta = tokens[:3]
+    key = k.shape[-1]
+    erased, written = k * beta, v * beta
+    overlap, attention = erased @ k.mT, query @ k.mT
+    if len(tokens) == 4:
+        decay, from_start = pairwise_decay(tokens[3].squeeze(-1))
+        overlap, attention = overlap * decay, attention * decay
+        from_start = from_start.unsqueeze(-1)
+        erased, query, k = erased * from_start, query * from_start, k * decay[..., -1, :].unsqueeze(-1)
+        kept = from_start[..., -1:, :] * torch.eye(key, dtype=k.dtype, device=k.device)
+    else:
+        attention = attention * causal_mask(k.shape[2], k)
+        kept = torch.eye(key, dtype=k.dtype, device=k.device).expand(k.shape[0], 1, key, key)
+    solved = _UnitLowerSolve.apply(overlap, torch.cat((erased, written), -1))
+    read, added = (attention @ solved).split((key, v.shape[-1]), -1)
+    forget, add = (k.mT @ solved).split((key, v.shape[-1]), -1)
+    states = []
+    for transition, addition in zip((kept - forget).unbind(), add.unbind(), strict=True):
+        states.append(state)
+        state = torch.baddbmm(addition, transition, state)
+    return (query - read) @ torch.stack(states) + added, state
+
+
+class _UnitLowerSolve(torch.autograd.Function):
+    """X with (I + tril(A, -1)) X = B.
+
+    PyTorch's own function and gradient do the same, four times slower: LAPACK works on columns, and only the
+    transposed system, solved from the right, reads and writes contiguous rows as columns without copies.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, a: Tensor, b: Tensor) -> Tensor:
+        x = torch.linalg.solve_triangular(a.mT, b.mT, upper=True, left=False, unitriangular=True).mT
+        ctx.save_for_backward(a, x)
+        return x
+
+    @staticmethod
+    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, x = ctx.saved_tensors
+        grad_b = torch.linalg.solve_triangular(a, grad.mT, upper=False, left=False, unitriangular=True).mT
+        return (grad_b @ x.mT) * -causal_mask(a.shape[-1], a, diagonal=-1), grad_b

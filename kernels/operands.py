@@ -1,0 +1,79 @@
+"""What all operations do to their arguments: shape checks, working precision, non-finite tokens."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+# exp() of anything below is exactly zero, so clamping at it changes no result, and -inf becomes a number.
+_ZERO_BELOW = {torch.float32: -104.0, torch.float64: -746.0}
+
+
+def check_shapes(operation: str, **operands: tuple[Tensor | None, str]) -> dict[str, int]:
+    """Checks every operand against its axes, named in words, and returns the size of each named axis.
+
+    Args:
+        operation: name for the message.
+        operands: name=(tensor or None, "batch length heads key"); equal words must have equal sizes.
+
+    Raises:
+        ValueError: wrong number of axes, disagreeing sizes, an empty axis.
+        TypeError: not a floating point tensor.
+    """
+    sizes: dict[str, int] = {}
+    for name, (tensor, spec) in operands.items():
+        if tensor is None:
+            continue
+        axes = spec.split()
+        if not tensor.is_floating_point():
+            raise TypeError(f"{operation}: {name} has dtype {tensor.dtype}, expected a floating point tensor")
+        shape = tuple(tensor.shape)
+        if len(shape) != len(axes):
+            raise ValueError(f"{operation}: {name} has shape {list(shape)}, expected the axes [{', '.join(axes)}]")
+        for axis, size in zip(axes, shape, strict=True):
+            if size < 1 or sizes.setdefault(axis, size) != size:
+                expected = sizes[axis] if size else "at least 1"
+                raise ValueError(f"{operation}: {name} has shape {list(shape)}, {axis} is {size}, expected {expected}")
+    return sizes
+
+
+def working_dtype(tensor: Tensor) -> torch.dtype:
+    """float64 stays, everything else is computed in float32."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
+    """Keeps an enclosing autocast from lowering the products inside an operation."""
+    kind = tensor.device.type
+    if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return nullcontext()
+
+
+def clamp_log_decay(log_decay: Tensor, dtype: torch.dtype) -> Tensor:
+    """Casts log-decays to the working precision; -inf and others with a zero exponential become finite."""
+    return log_decay.to(dtype).clamp(min=_ZERO_BELOW[dtype])
+
+
+def quarantine(*tokens: Tensor) -> tuple[Tensor | None, list[Tensor]]:
+    """Takes non-finite tokens out of the products that mask with zeros, because 0 * nan is nan.
+
+    A token counts as non-finite when the sum of its squares is, in the working precision.
+
+    Args:
+        tokens: contiguous tensors [..., tokens, dim].
+
+    Returns:
+        The mark [..., tokens], nan for such tokens and 0 for others, to be added to all results from that token
+        on, or None when it is known that there are no such tokens; and the tensors with such tokens set to zero.
+    """
+    detached = [tensor.detach() for tensor in tokens]
+    # Where looking at a value does not wait for a device, the usual case costs next to nothing.
+    if tokens[0].device.type == "cpu" and math.isfinite(sum(float(x.flatten().dot(x.flatten())) for x in detached)):
+        return None, list(tokens)
+    mark = torch.stack([(x * x).sum(-1) for x in detached]).sum(0) * 0
+    damaged = (mark != 0).unsqueeze(-1)
+    return mark, [tensor.masked_fill(damaged, 0) for tensor in tokens]
