@@ -101,6 +101,10 @@ class OperatorConfig:
     mutation: float = 0.75
     crossover: float = 0.20
     scratch: float = 0.05
+    max_units: int = 24  # of a new tree, unless its parent is larger
+    max_height: int = 8  # levels of a new tree, likewise
+    draws: int = 64  # tries for a design that is new, before giving up
+    patience: int = 8  # tries in vain after which one more change is made at a time
 
 
 @dataclass
@@ -177,6 +181,8 @@ class GateConfig:
     roofline_bytes: float = 1e10  # per second
     roofline_launch_s: float = 5e-6  # per tensor operation
     processes: int = 16  # that a design may have running at once
+    print_kilobytes: float = 256.0  # that a design may print without a warning
+    source_kilobytes: float = 512.0  # longest source text that is looked at
     file_megabytes: float = 64.0  # largest file that a design may write, in its scratch folder
     sandbox: str = "auto"  # auto takes the strongest rung found | namespaces | landlock | limits
 
@@ -207,6 +213,7 @@ class ExecutorConfig:
     array_limit: int = 1000  # tasks of one array; the cluster's MaxArraySize bounds it further
     signal_seconds: int = 90  # warning before a time limit
     lost_grace_seconds: float = 15.0  # wait for a result file after a job left the queue
+    command_seconds: float = 30.0  # longest wait for one answer of Slurm
     propose: ResourceConfig = field(default_factory=ResourceConfig)
     train: ResourceConfig = field(default_factory=_train_resources)
     assess: ResourceConfig = field(default_factory=ResourceConfig)
@@ -348,7 +355,7 @@ def _merge(base: Any, layer: Any, source: str) -> DictConfig:
         key = getattr(error, "full_key", "") or "?"
         expected = OmegaConf.select(base, key, default=None)
         raise ConfigError(
-            f"{source}: {key} has a wrong value or type: {getattr(error, 'msg', None) or error}; "
+            f"{source}: {key} has a wrong value or type: {str(error).splitlines()[0]}; "
             f"expected a value like {expected!r}"
         ) from error
 

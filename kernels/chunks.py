@@ -7,15 +7,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def split(x: Tensor, chunk_size: int, dtype: torch.dtype) -> Tensor:
-    """[batch, length, heads, ...] -> [chunks, batch * heads, chunk_size, ...]; zeros fill up the last chunk."""
+def split(x: Tensor, chunk_size: int, dtype: torch.dtype, *, multiple: int = 1) -> Tensor:
+    """[batch, length, heads, ...] -> [chunks, batch * heads, chunk_size, ...].
+
+    Zeros fill up the last chunk, and whole chunks of zeros the number of chunks to one of `multiple`.
+    """
     batch, length, heads = x.shape[:3]
     rest = x.shape[3:]
     x = x.to(dtype)
-    missing = -length % chunk_size
+    missing = -length % (chunk_size * multiple)
     if missing:
         x = F.pad(x, (0, 0) * len(rest) + (0, 0, 0, missing))
-    x = x.unflatten(1, (-1, chunk_size))
+    x = x.reshape(batch, -1, chunk_size, heads, *rest)
     return x.movedim(3, 1).movedim(2, 0).reshape(-1, batch * heads, chunk_size, *rest)
 
 
@@ -45,19 +48,21 @@ def pairwise_decay(log_decay: Tensor) -> tuple[Tensor, Tensor]:
         from the chunk's start up to and with each token, exp(G_i): [..., tokens].
     """
     cumulative = log_decay.double().cumsum(-1)
-    mask = causal_mask(log_decay.shape[-1], log_decay)
+    size = log_decay.shape[-1]
     difference = (cumulative.unsqueeze(-1) - cumulative.unsqueeze(-2)).to(log_decay.dtype)
-    return (difference * mask).exp() * mask, cumulative.to(log_decay.dtype).exp()
+    # Without the diagonal: its zeros have no gradient, while rounding would give them one.
+    decay = (difference * causal_mask(size, log_decay, diagonal=-1)).exp() * causal_mask(size, log_decay)
+    return decay, cumulative.to(log_decay.dtype).exp()
 
 
-def spread(mark: Tensor, out: Tensor, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Makes all results from a marked token on nan.
+def onwards(mark: Tensor) -> Tensor:
+    """From the first marked token on, nan.
 
     Args:
         mark: [chunks, rows, tokens], nan or 0.
-        out: [chunks, rows, tokens, dim].
-        state: [rows, key, value], the final one.
+
+    Returns:
+        [chunks, rows, tokens, 1], to be added to results; the last one belongs to the final state.
     """
     chunks, rows, tokens = mark.shape
-    spread = mark.movedim(0, 1).reshape(rows, -1).cumsum(-1)
-    return out + spread.view(rows, chunks, tokens, 1).movedim(1, 0), state + spread[:, -1:, None]
+    return mark.movedim(0, 1).reshape(rows, -1).cumsum(-1).view(rows, chunks, tokens, 1).movedim(1, 0)

@@ -15,7 +15,7 @@ Usage: $PROGRAM start|stop|status|env [options]
   start    starts the cluster and waits until its nodes are idle; prints the line to evaluate:
                eval "\$($PROGRAM start)"
            Starts again whatever daemon is missing when the cluster runs in part.
-  stop     cancels its jobs and stops its daemons; the folder with the logs stays
+  stop     kills its jobs and stops its daemons; the folder with the logs stays
   status   which daemons run, and the nodes; exit status 3 when it does not run
   env      prints "export SLURM_CONF=..." of a running cluster
 
@@ -40,11 +40,11 @@ die() {
 }
 
 PARTS=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)/dev-cluster
-# shellcheck source-path=SCRIPTDIR
+# shellcheck source-path=SCRIPTDIR/dev-cluster
 . "$PARTS/packages.sh"
-# shellcheck source-path=SCRIPTDIR
+# shellcheck source-path=SCRIPTDIR/dev-cluster
 . "$PARTS/configuration.sh"
-# shellcheck source-path=SCRIPTDIR
+# shellcheck source-path=SCRIPTDIR/dev-cluster
 . "$PARTS/accounting.sh"
 
 # --- daemons ---------------------------------------------------------------------------------------------------------
@@ -114,8 +114,8 @@ prepare_folder() {
     [[ -O $DIR ]] || die "$DIR belongs to another user; give another folder with --dir"
     DIR=$(cd "$DIR" && pwd -P)
     # A unix socket's path has room for 107 bytes.
-    ((${#DIR} <= 80)) || die "$DIR is too long for the paths of sockets; give a folder of at most 80 characters with --dir"
-    [[ $DIR != *[[:space:],=%]* ]] || die "$DIR has characters that slurm.conf cannot hold; give another folder with --dir"
+    ((${#DIR} <= 80)) || die "$DIR is too long for the paths of sockets; give at most 80 characters with --dir"
+    [[ $DIR != *[[:space:],=%]* ]] || die "$DIR: slurm.conf cannot hold this; give another folder with --dir"
     mkdir -p "$DIR/run" "$DIR/log"
     touch "$DIR/$MARKER"
 }
@@ -181,44 +181,40 @@ start() {
 
 print_env() { printf 'export SLURM_CONF=%q\n' "$DIR/slurm.conf"; }
 
-# slurmstepd titles itself over its environment, so that it is known by the log of our folder that it holds open.
+# slurmstepd titles itself over its environment, so it is known by the log of our folder that it holds open.
 steps() {
     local process
     for process in /proc/[0-9]*; do
         [[ $(cat "$process/comm" 2>/dev/null) == slurmstepd ]] || continue
-        if find "$process/fd" -lname "$DIR/*" 2>/dev/null | grep -q .; then echo "${process#/proc/}"; fi
+        if find "$process/fd" -lname "$DIR/log/*.log" 2>/dev/null | grep -q .; then echo "${process#/proc/}"; fi
     done
 }
 
 descendants() { # PID
     local child
-    for child in $(cat "/proc/$1/task/"*/children 2>/dev/null); do
+    while read -r -d ' ' child; do
         descendants "$child"
         echo "$child"
+    done < <(cat "/proc/$1/task/"*/children 2>/dev/null)
+}
+
+kill_jobs() {
+    local step attempt
+    for step in $(steps); do
+        for attempt in 1 2 3; do # a process may fork while it is looked for
+            # shellcheck disable=SC2046 # a list of process ids
+            kill -KILL $(descendants "$step") 2>/dev/null || break
+        done
+        kill -KILL "$step" 2>/dev/null || true
     done
 }
 
-no_steps() { [[ -z $(steps) ]]; }
-
-cancel_jobs() {
-    export SLURM_CONF=$DIR/slurm.conf
-    local jobs
-    running slurmctld || return 0
-    mapfile -t jobs < <(timeout 30 squeue -h -a -t PD,R,CG,S,CF -o %A 2>/dev/null | sort -u)
-    ((${#jobs[@]})) || return 0
-    timeout 30 scancel "${jobs[@]}" >/dev/null 2>&1 || true
-    timeout 30 scancel --full --signal=KILL "${jobs[@]}" >/dev/null 2>&1 || true
-    wait_until "$STOP_SECONDS" no_steps || true
-}
-
 stop() {
-    cancel_jobs
-    local name step
-    for name in $(daemons); do finish "$name"; done
-    # Steps of a slurmd that was killed heard of no cancellation.
-    for step in $(steps); do
-        # shellcheck disable=SC2046 # a list of process ids
-        kill -KILL $(descendants "$step") "$step" 2>/dev/null || true
+    local name
+    for name in $(daemons); do
+        # Jobs go between the nodes' daemons, which would start others, and slurmctld.
+        [[ $name != slurmctld ]] || kill_jobs
+        finish "$name"
     done
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,8 @@ from asiarch_hpc.search.baselines import loss_difference
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-WIDE, MEDIUM = 118, 74  # columns of a terminal below which less important figures are left out
+NARROW, WIDE, WIDEST = 70, 115, 128  # columns of a terminal below which less important figures are left out
+LEFT = ("name", "id", "verdict")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,15 +48,20 @@ def leaderboard(
     kept = _kept(rows, top)
     if not kept:
         return Text("no scored design yet", overflow="fold")
-    name = reference.name if reference is not None else "reference"
-    table = Table(title=Text("leaderboard"), title_justify="left", width=max(8, width) if width < MEDIUM else None)
-    headers = _headers(name, width)
-    for header, right in headers.items():
-        table.add_column(header, justify="right" if right else "left", overflow="fold")
+    table = Table(title=Text("leaderboard"), title_justify="left", box=None, padding=(0, 1, 0, 0))
+    columns = _columns(width)
+    for column in columns:
+        folds = width < NARROW or column == "name"
+        table.add_column(
+            column,
+            justify="left" if column in LEFT else "right",
+            no_wrap=not folds,
+            overflow="fold" if folds else "ellipsis",
+        )
     for rank, row in kept:
         cells = _cells(rank, row, reference, baselines, noise_factor)
         style = "cyan" if row.role == "baseline" else ""
-        table.add_row(*(Text(printable(cells[header])) for header in headers), style=style)
+        table.add_row(*(Text(printable(cells[column])) for column in columns), style=style)
     notes = _notes(rows, kept, reference, baselines, noise_factor)
     return Group(table, *(Text(printable(note), style="dim", overflow="fold") for note in notes))
 
@@ -68,17 +74,14 @@ def _kept(rows: Sequence[LeaderRow], top: int) -> list[tuple[int, LeaderRow]]:
     return [(rank, row) for rank, row in ranked if row.role == "baseline" or row.score.experiment in shown]
 
 
-def _headers(reference: str, width: int) -> Mapping[str, bool]:
-    """Column titles that fit, with whether they are aligned to the right."""
-    difference = f"Δ loss vs {reference}"
-    every = {
-        "#": True, "name": False, "id": False, "fitness": True, "loss": True, "bits/byte": True, difference: True,
-        "verdict": False, "bench": True, "params": True, "speed": True,
-    }  # fmt: skip
-    if width >= WIDE:
-        return every
-    kept = ("#", "name", "fitness", "loss", difference, "verdict") if width >= MEDIUM else ("#", "name", "fitness")
-    return {header: every[header] for header in kept}
+def _columns(width: int) -> tuple[str, ...]:
+    """Titles of the columns that fit."""
+    if width < NARROW:
+        return ("#", "name", "fitness")
+    if width < WIDE:
+        return ("#", "name", "fitness", "loss", "Δ loss", "verdict")
+    every = ("#", "name", "id", "fitness", "loss", "bits/byte", "Δ loss", "verdict", "bench", "params", "speed")
+    return (*every, "tokens/s") if width >= WIDEST else every
 
 
 def _cells(
@@ -89,25 +92,23 @@ def _cells(
     if reference is not None:
         found = loss_difference(score, row.runs, reference, baselines, factor)
         verdict = found.verdict
-        difference = "" if verdict == "reference" else f"{found.value:+.4f} ± {found.sd:.4f}"
-    speeds = []
-    modelled = row.modelled_seconds_per_token
+        difference = "" if verdict == "reference" else f"{found.value:+.4f}±{found.sd:.4f}"
+    speed, modelled = "?", row.modelled_seconds_per_token
     if modelled and reference is not None and reference.modelled_seconds_per_token > 0:
-        speeds.append(f"{reference.modelled_seconds_per_token / modelled:.2f}x")
-    if row.tokens_per_second:
-        speeds.append(f"{row.tokens_per_second:,.0f} tok/s")
+        speed = f"{reference.modelled_seconds_per_token / modelled:.2f}x"
     return {
         "#": str(rank),
-        "name": f"{row.name} (baseline)" if row.role == "baseline" else row.name,
+        "name": f"{row.name}*" if row.role == "baseline" else row.name,
         "id": score.experiment[:8],
-        "fitness": f"{score.fitness:.3f} ± {score.fitness_sd:.3f}",
+        "fitness": f"{score.fitness:.3f}±{score.fitness_sd:.3f}",
         "loss": f"{score.loss:.4f}",
         "bits/byte": f"{score.bits_per_byte:.4f}",
-        f"Δ loss vs {reference.name if reference is not None else 'reference'}": difference,
+        "Δ loss": difference,
         "verdict": verdict,
         "bench": f"{score.benchmark:.3f}",
         "params": "?" if row.parameters is None else _thousands(row.parameters),
-        "speed": " ".join(speeds) or "?",
+        "speed": speed,
+        "tokens/s": "?" if row.tokens_per_second is None else f"{row.tokens_per_second:,.0f}",
     }
 
 
@@ -128,8 +129,8 @@ def _notes(
     ]
     candidates = sum(row.role == "candidate" for row in rows)
     notes = [
-        f"± is one standard deviation from the baselines' seeds; a loss within {factor:g} of them of "
-        f"{reference.name}'s is called within noise.",
+        f"* baseline. Δ loss is against {reference.name}, with one standard deviation from the baselines' seeds; less "
+        f"than {factor:g} of them is called noise. Speed is modelled, relative to {reference.name}.",
     ]
     if candidates > 1:
         notes.append(
@@ -137,7 +138,7 @@ def _notes(
             "to be luck, and train them with further seeds before believing it."
         )
     if discarded := sum(row.score.discarded is not None for row in rows):
-        notes.append(f"{discarded} designs were discarded as leaks and have no rank.")
+        notes.append(f"Discarded as leaks, and without a rank: {discarded}.")
     if verdicts and "better" not in verdicts:
         notes.insert(0, f"No design shown here has a loss below {reference.name}'s by more than the noise.")
     sources = sorted({row.score.judgement.source for row in rows})

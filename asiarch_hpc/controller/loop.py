@@ -280,13 +280,15 @@ class Controller:
             write_json(trial.failure, {name: event[name] for name in names})
 
     def _logs(self, job: str) -> Iterator[Path]:
+        """The log files of a job; a long submission is split into `<tag>`, `<tag>+<first index>`, …"""
         tag, _, index = job.rpartition("_")
-        folder = self.layout.job_folder(tag)
-        yield from sorted([*folder.glob(f"{index}/*_log.*"), *folder.glob(f"*_{index}_*_log.*")])
+        for folder in (self.layout.job_folder(tag), *self.layout.jobs.glob(f"{tag}+*")):
+            first = int(folder.name.partition("+")[2] or 0)
+            yield from sorted(folder.glob(f"{int(index) - first}/*_log.*"))
 
     def _clean_job_folders(self, known: dict[str, JobStatus]) -> None:
         """Removes submitit's files of submissions whose jobs are all over."""
         alive = {name.rpartition("_")[0] for name in [*known, *self.state.jobs]}
         for folder in self.layout.jobs.glob(f"{self._tag_prefix}-*"):
-            if folder.name not in alive:
+            if folder.name.partition("+")[0] not in alive:
                 shutil.rmtree(folder, ignore_errors=True)

@@ -34,7 +34,7 @@ def snapshot(
     elapsed = state.active_seconds + (max(0.0, now - state.latest) if live and state.latest else 0.0)
     return Snapshot(
         run=run,
-        phase=_phase(state),
+        phase=trouble or _phase(state),
         generation=state.generations - 1 if state.generations else None,
         counts=Counter(_stage(e, state, config) for e in state.experiments.values()),
         running=tuple(RunningJob(kind=b.kind, name=b.work["label"], seconds=now - b.submitted) for b in running),
@@ -50,7 +50,7 @@ def snapshot(
         failures=dict(state.causes),
         elapsed=elapsed,
         left=_left(state, config, elapsed, len(candidates)),
-        messages=(*state.recent, trouble) if trouble else tuple(state.recent),
+        messages=tuple(state.recent),
         messages_total=state.said,
         done=state.finished is not None,
     )

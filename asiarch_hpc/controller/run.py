@@ -46,7 +46,7 @@ def open_controller(layout: RunLayout, config: Config) -> Iterator[Controller]:
     try:
         record = _record(layout, config)
         state = _load(layout, config)
-        scheduler = _scheduler(layout, config)
+        scheduler = _scheduler(layout, config, record["uid"])
         controller = Controller(layout, config, scheduler, state, lease=lease, tag_prefix=record["uid"])
         controller.record({"event": "start", "host": platform.node(), "pid": os.getpid(), "scheduler": scheduler.name})
         yield controller
@@ -172,7 +172,7 @@ def _load(layout: RunLayout, config: Config) -> RunState:
     return state
 
 
-def _scheduler(layout: RunLayout, config: Config) -> Scheduler:
+def _scheduler(layout: RunLayout, config: Config, uid: str) -> Scheduler:
     def make_callable(request: JobRequest) -> Entry:
         return Entry(
             root=str(layout.root),
@@ -188,12 +188,12 @@ def _scheduler(layout: RunLayout, config: Config) -> Scheduler:
     from asiarch_hpc.controller.slurm import SlurmScheduler, available
 
     kind = config.executor.kind
-    if kind == "slurm" and not available():
+    if kind == "slurm" and not available(config.executor.command_seconds):
         raise ConfigError(
             "executor.kind=slurm, but `sinfo` does not answer here; start on a login node or set it to local"
         )
-    if kind == "slurm" or (kind == "auto" and available()):
-        return SlurmScheduler(layout.jobs, config.executor, make_callable)
+    if kind == "slurm" or (kind == "auto" and available(config.executor.command_seconds)):
+        return SlurmScheduler(uid, layout.jobs, config.executor, make_callable)
     return LocalScheduler(layout.jobs, config.executor, make_callable)
 
 

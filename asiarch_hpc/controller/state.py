@@ -145,7 +145,7 @@ class RunState:
     def _on_unsubmitted(self, event: Event) -> None:
         """The scheduler never had these jobs."""
         for job in event["jobs"]:
-            self._free(self.jobs[job])
+            self._reopen(self.jobs[job])
 
     def _on_interrupted(self, event: Event) -> None:
         if event["key"] in self.busy:
@@ -154,7 +154,7 @@ class RunState:
 
     def _on_lost(self, event: Event) -> None:
         key = event["key"]
-        self._free(key)
+        self._reopen(key)
         if not event["interrupted"]:
             self.losses[key] += 1
             self.say(f"{key}: its job ended without a result ({event['detail']})")
@@ -237,6 +237,13 @@ class RunState:
     def _free(self, key: str) -> None:
         if busy := self.busy.pop(key, None):
             self.jobs.pop(busy.job, None)
+
+    def _reopen(self, key: str) -> None:
+        """The work is to be submitted again, and the slot of a proposal is open as before."""
+        work = self.busy[key].work
+        self._free(key)
+        if work["slot"] is not None:
+            self.slots[work["slot"]] = SlotState(work["slot"], work["attempt"])
 
     def _begin(self, slot: int, attempt: int) -> None:
         self.slots |= population.begin(self._one(slot), slot, attempt).slots

@@ -233,8 +233,8 @@ def _forgive(stream: TextIO) -> None:
 def _headline(snapshot: Snapshot) -> list[str]:
     generation = "none yet" if snapshot.generation is None else str(snapshot.generation)
     lines = [
-        f"scored {snapshot.scored} of {snapshot.wanted}   pool generation {generation}   "
-        f"elapsed {duration(snapshot.elapsed)}   left {'-' if snapshot.done else duration(snapshot.left)}",
+        f"scored {snapshot.scored} of {snapshot.wanted}, pool generation {generation}, "
+        f"elapsed {duration(snapshot.elapsed)}, left {'-' if snapshot.done else duration(snapshot.left)}",
         f"jobs: {len(snapshot.running)} running, {snapshot.queued} queued",
     ]
     if snapshot.counts:

@@ -1,6 +1,6 @@
 """The names of the `fla` package that published layer programs import, in plain PyTorch, for any device.
 
-Parameters have the names, shapes and initial values of flash-linear-attention 0.3 to 0.6, so weights can move
+Parameters have the names, shapes and initial values of flash-linear-attention 0.6, so weights can move
 between the two. The stand-ins are handed to a design through its own `__import__`: `sys.modules` never holds a
 false `fla`, other code does not see one, and imports that a design makes later, inside a function, work too.
 On CUDA the installed package is used instead where it can be imported.

@@ -46,7 +46,7 @@ def compose(tree: UnitTree) -> str:
     used = {node.unit for _, node in walk(tree.root)}
     specs = [spec for spec in units.values() if spec.name in used]
     base = foundation()
-    imports = _sorted_imports({line for source in (base, *specs) for line in source.imports})
+    imports = _sorted_imports({*base.imports, *(line for spec in specs for line in spec.imports)})
     parts = [
         f'"""{tree.name}: composed from a unit tree."""\n\n{imports}',
         base.code,

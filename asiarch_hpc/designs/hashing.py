@@ -12,6 +12,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import warnings
+from functools import lru_cache
 
 from asiarch_hpc.errors import DesignError
 
@@ -42,10 +43,23 @@ def normalise(source: str, *, where: str = "design") -> str:
     Raises:
         DesignError: see `parse`.
     """
+    try:
+        # Composed designs share most of their text: what stands between two blank lines is parsed once. Pieces
+        # that are complete on their own have the same statements alone as together.
+        body = "".join([_statements(piece, where) for piece in source.split("\n\n\n")])
+    except DesignError:
+        body = _statements(source, where)
+    return f"(Module body[{body}])" if body else "(Module)"
+
+
+@lru_cache(maxsize=256)
+def _statements(source: str, where: str) -> str:
     tree = parse(source, where=where)
     parts: list[str] = []
     try:
-        _write(tree, parts)
+        for statement in tree.body:
+            if not _without_effect(statement, tree):
+                _write(statement, parts)
     except RecursionError as error:
         raise DesignError(f"{where}: expressions are nested too deeply; split them into statements") from error
     except ValueError as error:  # an integer of more digits than Python prints
@@ -75,8 +89,8 @@ def _write(node: ast.AST, parts: list[str]) -> None:
     kind = type(node)
     parts.append(f"({kind.__name__}")
     if kind is ast.Constant or kind is ast.MatchSingleton:
-        # ascii, since the set of characters that repr prints grows with each Unicode version
-        parts.append(f" {ascii(node.value)})")  # type: ignore[attr-defined]
+        # ASCII, since the set of characters that repr prints grows with each Unicode version
+        parts.append(f" {node.value!a})")  # type: ignore[attr-defined]
         return
     for name in node._fields:
         value = getattr(node, name, None)

@@ -24,16 +24,17 @@ from asiarch_hpc.errors import DesignError
 UNITS = Path(__file__).resolve().parent / "units"
 BASE = "base.py"
 KINDS = (
-    "block",
-    "mixer",
-    "combinator",
-    "ffn",
-    "memory",
+    "block",  # mixer and feed-forward with their residuals
+    "stack",  # whole blocks
+    "mixer",  # carries information along the sequence
+    "combinator",  # mixers made of mixers
+    "ffn",  # works on each position
+    "memory",  # a small store; stands beside a mixer or in the place of a feed-forward
     "norm",
-    "gate",
-    "convolution",
-    "position",
-    "feature_map",
+    "gate",  # scales a result by what another input says
+    "convolution",  # causal filters of single channels
+    "position",  # for queries and keys
+    "feature_map",  # for queries and keys of linear attention
 )
 DECLARATIONS = ("KIND", "CHILDREN", "ARGUMENTS")
 

@@ -16,7 +16,7 @@ from typing import Any
 from asiarch_hpc.designs.library import ArgSpec, Scalar, UnitSpec, least_heights, of_kinds
 from asiarch_hpc.errors import DesignError
 
-ROOT_KINDS = ("block",)
+ROOT_KINDS = ("block", "stack")
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,79}")
 
 Path = tuple[str, ...]  # slots from the root down; () is the root
@@ -120,7 +120,7 @@ def height(node: UnitNode) -> int:
 
 
 def accepted_kinds(root: UnitNode, path: Path, units: Mapping[str, UnitSpec]) -> tuple[str, ...]:
-    """The kinds that the slot at `path` takes; the root takes a block."""
+    """The kinds that the slot at `path` takes; the root takes ROOT_KINDS."""
     if not path:
         return ROOT_KINDS
     return units[node_at(root, path[:-1]).unit].children[path[-1]]

@@ -159,8 +159,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         if not bool(torch.isfinite(values).all()):
             raise EvaluationError("the model gave log-likelihoods that are not finite numbers; it cannot be scored")
         sizes = [len(continuation) for _, continuation in wanted]
-        sums = [part.sum().item() for part in values.split(sizes)]
-        greedy = [bool(part.all()) for part in likeliest.split(sizes)]
+        sums = [part.sum().item() for part in torch.split(values, sizes)]
+        greedy = [bool(part.all()) for part in torch.split(likeliest, sizes)]
         return list(zip(sums, greedy, strict=True))
 
 

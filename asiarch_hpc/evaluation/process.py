@@ -72,7 +72,7 @@ def serve_logits(
         EvaluationError: from the yielded function, when loading or running fails, the child dies or hangs, or the
             answer has a wrong shape or values that are not finite.
     """
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise EvaluationError(
             "this process has used CUDA already, and a forked child cannot; evaluate in a process that has not"
         )
@@ -106,7 +106,7 @@ class _Client:
     def __call__(self, ids: Tensor) -> Tensor:
         batch, length = ids.shape
         assert 0 < ids.numel() <= self._ids.numel(), f"{batch} x {length} ids exceed {self._ids.numel()} tokens"
-        assert 0 <= int(ids.min()) and int(ids.max()) < self._vocab, "ids outside the vocabulary"
+        assert not bool(((ids < 0) | (ids >= self._vocab)).any()), f"ids outside the vocabulary of {self._vocab}"
         if self._ended:
             raise EvaluationError(self._ended)
         deadline = time.monotonic() + self._timeout_s

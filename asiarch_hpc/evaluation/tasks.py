@@ -4,12 +4,14 @@ Every task is a YAML definition beside a JSON-lines file in one folder whose nam
 that building twice, or in two processes at once, gives the same folder. The folder also works with lm-eval's own
 command line: `cd FOLDER && lm_eval --include_path . --tasks recall …`.
 
-- text_choice: 80 bytes that follow a passage, against three passages of the same length from other documents;
-- line_completion: the line that follows some lines, against three lines of the same document of similar length;
+- text_choice: 64 bytes of text, and four passages of different documents, one of which they follow;
+- line_completion: a line, and four places of its document, one of which it follows;
 - recall: multi-query associative recall (arXiv 2312.04927, section 3) in words: pairs of key and value, then a key;
   the choices are the values that occur;
 - selective_copy: selective copying (arXiv 2312.00752, section 3.1) in words: repeat the marked words, in order;
   the choices are orders of the same words, so that only the order can tell them apart.
+
+The two recall tasks mix sizes from trivial to hard, so that small and large models both have something to gain.
 """
 
 from __future__ import annotations
@@ -25,18 +27,25 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from asiarch_hpc.errors import EvaluationError
-from asiarch_hpc.evaluation.passages import line_question, text_question
+from asiarch_hpc.evaluation.passages import Passage, line_passages, text_passages
 
 ROLLING = "heldout_text"
 
 # Words that are one token each in a small vocabulary trained on English or on code, so that a tiny model can learn
 # the formats. Keys, values and filler share no word.
-KEYS = ("name file line time list type size mode path code data text group node user field").split()
-VALUES = ("one two true first last next new open raw back base end read write call same").split()
-FILLER = ("the of a in to is and for").split()
-PAIRS = (4, 6, 8)
-MARKED = (3, 4)
-CHOICES = 4
+_KEYS = (
+    "name file line time list type size mode path code data text group node user field day year month link loop "
+    "state class string"
+)
+_VALUES = (
+    "one two true first last next new open raw back base end read write call same all any each set run use more only"
+)
+_FILLER = "the of a in to is and for"
+KEYS, VALUES, FILLER = _KEYS.split(), _VALUES.split(), _FILLER.split()
+PAIRS = (2, 4, 8, 16)
+QUERIES = 12  # at most, in one training document
+MARKED = (2, 4, 6, 8)
+ORDERS = 4
 # Contexts whose checksum is divisible by this belong to the evaluation, all others to training: no seed can make
 # the two meet.
 HELDOUT_RESIDUE = 5
@@ -54,16 +63,26 @@ num_fewshot: 0
 {form}metadata:
   version: 1
 """
-_CHOICE = """\
-output_type: multiple_choice
-doc_to_text: context
-doc_to_choice: choices
-doc_to_target: answer
+_METRIC = """\
 target_delimiter: ""
 metric_list:
   - metric: acc
     aggregation: mean
     higher_is_better: true
+"""
+# One context, several continuations.
+_CONTINUATIONS = """\
+output_type: multiple_choice
+doc_to_text: context
+doc_to_choice: choices
+doc_to_target: answer
+"""
+# Several contexts, one continuation: lm-eval calls a task so when its text is the number of a choice.
+_CONTEXTS = """\
+output_type: multiple_choice
+doc_to_text: answer
+doc_to_choice: choices
+doc_to_target: continuation
 """
 _ROLLING = """\
 output_type: loglikelihood_rolling
@@ -79,14 +98,15 @@ metric_list:
 def recall_documents(seed: int) -> Iterator[str]:
     """Endless training documents in the recall and copy formats, none of whose contexts the evaluation ever asks.
 
-    Deterministic for `seed`; about 20 to 45 tokens each with a vocabulary of 2048.
+    Deterministic for `seed`; 15 to 75 tokens each with a vocabulary of 2048.
     """
     rng = random.Random(f"asiarch recall training {seed}")
     while True:
         if rng.random() < 0.5:
             pairs = _pairs(rng)
             context = _recall_context(pairs)
-            answer = " ".join(f"{key} {value}" for key, value in rng.sample(pairs, len(pairs)))
+            queries = rng.sample(pairs, min(len(pairs), QUERIES))
+            answer = " ".join(f"{key} {value}" for key, value in queries)
         else:
             marked, context = _copy_context(rng)
             answer = " ".join(marked)
@@ -121,7 +141,8 @@ def build_tasks(
         if name not in _QUESTIONS:
             raise EvaluationError(f"evaluation.tasks names {name!r}; expected tasks of {sorted(_QUESTIONS)}")
         rows = _questions(name, texts, questions, seed)
-        files[f"{name}.yaml"] = _YAML.format(name=name, form=_CHOICE).encode()
+        form = _CONTEXTS if "continuation" in rows[0] else _CONTINUATIONS
+        files[f"{name}.yaml"] = _YAML.format(name=name, form=form + _METRIC).encode()
         files[f"{name}.jsonl"] = _json_lines(rows)
     if rolling:
         files[f"{ROLLING}.yaml"] = _YAML.format(name=ROLLING, form=_ROLLING).encode()
@@ -140,48 +161,68 @@ def chance_levels(folder: Path, names: Sequence[str]) -> dict[str, float]:
 
 def _questions(name: str, texts: Sequence[str], count: int, seed: int) -> list[Row]:
     rng = random.Random(f"asiarch evaluation {name} {seed}")
-    make = _QUESTIONS[name]
-    rows: list[Row] = []
-    seen: set[str] = set()
+    rows: dict[str, Row] = {}
     for _ in range(20 * count + 200):
         if len(rows) == count:
-            break
-        found = make(rng, texts)
-        if found is None or found[0] in seen:
-            continue
-        context, true, others = found
-        seen.add(context)
-        choices = [true, *others]
-        rng.shuffle(choices)
-        rows.append({"context": context, "choices": choices, "answer": choices.index(true)})
-    if len(rows) < count:
-        raise EvaluationError(
-            f"task {name}: found {len(rows)} of {count} questions in {len(texts)} held-out documents "
-            f"({sum(map(len, texts))} characters); give more held-out documents (data.heldout_fraction), "
-            f"lower evaluation.questions, or take {name} out of evaluation.tasks"
-        )
-    return rows
+            return list(rows.values())
+        row = _QUESTIONS[name](rng, texts)
+        if row is not None:
+            rows.setdefault(str(row.get("context", row.get("continuation"))), row)
+    raise EvaluationError(
+        f"task {name}: found {len(rows)} of {count} questions in {len(texts)} held-out documents "
+        f"({sum(map(len, texts))} characters); give more held-out documents (data.heldout_fraction), "
+        f"lower evaluation.questions, or take {name} out of evaluation.tasks"
+    )
 
 
-def _recall_question(rng: random.Random, texts: Sequence[str]) -> tuple[str, str, list[str]] | None:
+def _text_question(rng: random.Random, texts: Sequence[str]) -> Row | None:
+    return _passage_question(rng, text_passages(rng, texts))
+
+
+def _line_question(rng: random.Random, texts: Sequence[str]) -> Row | None:
+    return _passage_question(rng, line_passages(rng, texts))
+
+
+def _passage_question(rng: random.Random, passages: Sequence[Passage] | None) -> Row | None:
+    if passages is None:
+        return None
+    answer = rng.randrange(len(passages))
+    return {
+        "continuation": passages[answer][1],
+        "choices": [context for context, _ in passages],
+        "answer": answer,
+    }
+
+
+def _recall_question(rng: random.Random, texts: Sequence[str]) -> Row | None:
     pairs = _pairs(rng)
     context = _recall_context(pairs)
     if not _is_heldout(context):
         return None
-    key, value = rng.choice(pairs)
-    return f"{context} {key}", f" {value}", [f" {other}" for _, other in pairs if other != value]
+    answer = rng.randrange(len(pairs))
+    return {
+        "context": f"{context} {pairs[answer][0]}",
+        "choices": [f" {value}" for _, value in pairs],
+        "answer": answer,
+    }
 
 
-def _copy_question(rng: random.Random, texts: Sequence[str]) -> tuple[str, str, list[str]] | None:
+def _copy_question(rng: random.Random, texts: Sequence[str]) -> Row | None:
     marked, context = _copy_context(rng)
     if not _is_heldout(context):
         return None
-    others: list[list[str]] = []
-    while len(others) < CHOICES - 1:
-        order = rng.sample(marked, len(marked))
-        if order != marked and order not in others:
-            others.append(order)
-    return context, " " + " ".join(marked), [" " + " ".join(order) for order in others]
+    swaps: list[list[str]] = []  # the nearest wrong orders: two neighbours exchanged
+    for at in range(len(marked) - 1):
+        order = marked.copy()
+        order[at], order[at + 1] = order[at + 1], order[at]
+        swaps.append(order)
+    orders = [marked, *rng.sample(swaps, min(len(swaps), ORDERS - 1))]
+    rng.shuffle(orders)
+    return {
+        "context": context,
+        "choices": [" " + " ".join(order) for order in orders],
+        "answer": orders.index(marked),
+    }
 
 
 def _pairs(rng: random.Random) -> list[tuple[str, str]]:
@@ -206,9 +247,9 @@ def _is_heldout(context: str) -> bool:
     return zlib.crc32(context.encode()) % HELDOUT_RESIDUE == 0
 
 
-_QUESTIONS: Mapping[str, Callable[[random.Random, Sequence[str]], tuple[str, str, list[str]] | None]] = {
-    "text_choice": text_question,
-    "line_completion": line_question,
+_QUESTIONS: Mapping[str, Callable[[random.Random, Sequence[str]], Row | None]] = {
+    "text_choice": _text_question,
+    "line_completion": _line_question,
     "recall": _recall_question,
     "selective_copy": _copy_question,
 }
@@ -239,7 +280,9 @@ def _write_once(files: Mapping[str, bytes], folder: Path) -> Path:
             if not (target / name).is_file() or (target / name).read_bytes() != content:
                 _replace(target / name, content)  # damaged or edited: questions must not change within a run
     except OSError as error:
-        raise EvaluationError(f"{target}: the task files cannot be written ({error}); free the disk or fix it") from error
+        raise EvaluationError(
+            f"{target}: the task files cannot be written ({error}); free the disk or fix it"
+        ) from error
     return target
 
 

@@ -5,6 +5,7 @@ Everything here runs after a fork and ends with `os._exit`: nothing of the calle
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import io
 import json
@@ -24,6 +25,7 @@ from asiarch_hpc.gate import confine
 _CHANNEL = 3  # the child's descriptor for its answer
 _GPU_DEVICES = ("nvidia*", "nvidia-caps/*", "kfd", "dri/*", "shm", "infiniband/*")
 _TRACEBACK_CHARS = 4000
+_REFUSALS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHASHSEED")
 _GPU_VARIABLES = ("CUDA_", "NVIDIA_", "NCCL_", "ROCR_", "HIP_")
 
@@ -229,13 +231,14 @@ def _report(error: BaseException) -> None:
     )
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that an allocation was refused (Python's, the C library's or torch's)."""
-    if isinstance(error, MemoryError):
-        return True
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an exception, or one that it was raised from, says that an allocation was refused (Python's, the C
+    library's or torch's)."""
+    if error is None or isinstance(error, MemoryError):
+        return error is not None
     text = str(error).lower()
-    return isinstance(error, (RuntimeError, OSError)) and any(
-        phrase in text for phrase in ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
+    return (isinstance(error, (RuntimeError, OSError)) and any(phrase in text for phrase in _REFUSALS)) or (
+        is_out_of_memory(error.__cause__)
     )
 
 
@@ -249,10 +252,8 @@ def _tell(descriptor: int, message: dict[str, Any]) -> None:
 
 
 def _flush(stream: Any) -> None:
-    try:
+    with contextlib.suppress(OSError, ValueError):  # the design may have closed it
         stream.flush()
-    except (OSError, ValueError):
-        pass  # the design closed it
 
 
 def _wait_for(child: int) -> int:
@@ -264,11 +265,9 @@ def _wait_for(child: int) -> int:
 
 
 def _end(process: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may have ended and been reaped
         os.kill(process, signal.SIGKILL)
         os.waitpid(process, 0)
-    except (ProcessLookupError, ChildProcessError):
-        pass  # it had ended and was reaped
 
 
 def _end_descendants() -> None:
@@ -276,15 +275,11 @@ def _end_descendants() -> None:
     while family := confine.descendants(os.getpid()):
         for number in (signal.SIGSTOP, signal.SIGKILL):
             for process in family:
-                try:
+                with contextlib.suppress(ProcessLookupError):
                     os.kill(process, number)
-                except ProcessLookupError:
-                    pass
-        try:
+        with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG) != (0, 0):
                 pass
-        except ChildProcessError:
-            pass
 
 
 def _end_with(caller: int) -> None:

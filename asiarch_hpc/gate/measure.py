@@ -21,18 +21,23 @@ from torch.utils.flop_counter import flop_registry
 
 from asiarch_hpc.config import GateConfig
 
-_NO_KERNEL = frozenset(
-    "detach alias lift_fresh lift_fresh_copy _unsafe_view _reshape_alias empty empty_like empty_strided new_empty "
-    "new_empty_strided _local_scalar_dense set_ resize_ scalar_tensor is_same_size".split()
-)
-_GATHER = frozenset("embedding index index_select gather take _unsafe_index".split())
-_MOVEMENT = frozenset(
-    "clone copy_ copy _to_copy cat stack constant_pad_nd slice_scatter select_scatter diagonal_scatter as_strided_copy "
-    "flip roll fill fill_ zero_ ones zeros full ones_like zeros_like full_like new_zeros new_ones new_full arange "
-    "linspace eye tril triu masked_fill masked_fill_ where index_put index_put_ scatter scatter_ index_copy index_copy_ "
-    "repeat rand randn rand_like randn_like uniform_ normal_ bernoulli bernoulli_ native_dropout sort topk argsort "
-    "nonzero unique_dim _unique2 split_with_sizes_copy unfold_copy".split()
-)
+_NO_KERNEL = frozenset({
+    "detach", "alias", "lift_fresh", "lift_fresh_copy", "_unsafe_view", "_reshape_alias", "empty", "empty_like",
+    "empty_strided", "new_empty", "new_empty_strided", "_local_scalar_dense", "set_", "resize_",
+    "scalar_tensor", "is_same_size",
+})  # fmt: skip
+_GATHER = frozenset({
+    "embedding", "index", "index_select", "gather", "take", "_unsafe_index",
+})  # fmt: skip
+_MOVEMENT = frozenset({
+    "clone", "copy_", "copy", "_to_copy", "cat", "stack", "constant_pad_nd", "slice_scatter", "select_scatter",
+    "diagonal_scatter", "as_strided_copy", "flip", "roll", "fill", "fill_", "zero_", "ones", "zeros", "full",
+    "ones_like", "zeros_like", "full_like", "new_zeros", "new_ones", "new_full", "arange", "linspace", "eye",
+    "tril", "triu", "masked_fill", "masked_fill_", "where", "index_put", "index_put_", "scatter", "scatter_",
+    "index_copy", "index_copy_", "repeat", "rand", "randn", "rand_like", "randn_like", "uniform_", "normal_",
+    "bernoulli", "bernoulli_", "native_dropout", "sort", "topk", "argsort", "nonzero", "unique_dim", "_unique2",
+    "split_with_sizes_copy", "unfold_copy",
+})  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,7 +63,7 @@ def measure(model: nn.Module, vocab: int, length: int, *, config: GateConfig) ->
     A model that cannot take those lengths is measured at a quarter, half and the whole of `length` instead.
 
     Args:
-        model: maps ids [1, length] int64 to a tuple; stays unchanged.
+        model: maps ids [1, length] int64 to a tuple; its weights stay unchanged.
         vocab: ids are drawn below it where the model must run on real values.
 
     Raises:
@@ -81,11 +86,11 @@ def measure(model: nn.Module, vocab: int, length: int, *, config: GateConfig) ->
     )
 
 
-class _Counter(TorchDispatchMode):
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Sums floating-point operations, bytes and launches of everything that runs under it."""
 
     def __init__(self, config: GateConfig) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.flops = 0.0
         self.bytes = 0.0
         self.launches = 0
@@ -116,23 +121,30 @@ class _Counter(TorchDispatchMode):
 
 def _count(model: nn.Module, on_meta: nn.Module | None, vocab: int, length: int, config: GateConfig) -> _Counter:
     if on_meta is not None:
+        counter = _Counter(config)
+        ids = torch.zeros(1, length, dtype=torch.int64, device="meta")
         try:
-            with torch.no_grad(), torch.device("meta"), _Counter(config) as counter:
-                on_meta(torch.zeros(1, length, dtype=torch.int64))
+            with torch.no_grad(), torch.device("meta"), counter:
+                on_meta(ids)
             return counter
         except Exception:  # foreign code that needs values fails in many ways on a device without them
             pass
     ids = torch.randint(vocab, (1, length), generator=torch.Generator().manual_seed(length))
-    copied = copy.deepcopy(model).eval()
-    with torch.no_grad(), _Counter(config) as counter:
-        copied(ids)
+    training = model.training
+    counter = _Counter(config)
+    try:
+        model.eval()
+        with torch.no_grad(), counter:
+            model(ids)
+    finally:
+        model.train(training)
     return counter
 
 
 def _on_meta(model: nn.Module) -> nn.Module | None:
     try:
         return copy.deepcopy(model).to("meta").eval()
-    except Exception:  # modules may hold what cannot be copied
+    except Exception:  # some modules cannot be copied, or hold what has no meta form
         return None
 
 
@@ -152,12 +164,12 @@ def _flops(
         return 0.0
     largest = float(max(tensor.numel() for tensor in inputs + outputs))
     if name.startswith("_fft_"):
-        length = max(tensor.shape[dim] for tensor in inputs + outputs for dim in args[1])
+        length = int(max(tensor.shape[dim] for tensor in inputs + outputs for dim in args[1]))
         return 5.0 * largest * math.log2(max(2, length)) * (1.0 if name == "_fft_c2c" else 0.5)
     if name.startswith("_scaled_dot_product"):
         query, key, value = args[:3]
         pairs = query.shape[0] * query.shape[1] * query.shape[2] * key.shape[2]
-        return 2.0 * pairs * (query.shape[3] + value.shape[3])
+        return 2.0 * float(pairs * (query.shape[3] + value.shape[3]))
     if name in ("linalg_solve_triangular", "triangular_solve"):
         return float(outputs[0].numel() * outputs[0].shape[-2 if kwargs.get("left", True) else -1])
     if name in ("linalg_inv_ex", "linalg_solve_ex", "_linalg_solve_ex", "linalg_lu_factor_ex", "linalg_cholesky_ex"):

@@ -128,7 +128,7 @@ def choose_rung(rung: str) -> Rung:
     reason = probe(rung)
     if reason:
         raise SandboxError(f"sandbox rung {rung!r} does not work on this machine: {reason}; set gate.sandbox=auto")
-    return cast(Rung, rung)
+    return rung
 
 
 @functools.cache

@@ -10,6 +10,8 @@ import ast
 import warnings
 from collections.abc import Iterator
 
+from asiarch_hpc.designs.contract import PROGRAM_KEYWORDS, form_of
+from asiarch_hpc.errors import DesignError
 from asiarch_hpc.records import Finding
 
 # Modules a design may import, with what it needs them for. A name allows its submodules too, unless FORBIDDEN
@@ -68,30 +70,26 @@ FORBIDDEN = {
     "numpy.genfromtxt": "reads files",
 }
 
-# Modules whose name has no place in a design, however it is reached (`torch.os` too).
-OUTSIDE_MODULES = frozenset(
-    "os sys subprocess socket ctypes shutil pathlib importlib builtins io tempfile pickle marshal signal threading "
-    "multiprocessing concurrent asyncio urllib http requests inspect gc atexit resource fcntl mmap glob runpy "
-    "pkgutil code codeop pty platform getpass sqlite3 zipfile tarfile".split()
-)
+# Modules that other modules hold as attributes by accident of their own imports (`torch.os`).
+OUTSIDE_MODULES = frozenset({
+    "os", "sys", "subprocess", "socket", "ctypes", "shutil", "pathlib", "importlib", "builtins", "io",
+    "tempfile", "pickle", "threading", "multiprocessing", "inspect", "gc",
+})  # fmt: skip
 
 # Builtin functions that reach files, other code, or the caller's variables.
-FORBIDDEN_BUILTINS = frozenset(
-    "open exec eval compile __import__ input breakpoint exit quit globals locals vars memoryview".split()
-)
+FORBIDDEN_BUILTINS = frozenset({
+    "open", "exec", "eval", "compile", "__import__", "input", "breakpoint", "exit", "quit", "globals", "locals",
+    "vars", "memoryview",
+})  # fmt: skip
 
 # Attributes by which code climbs from an object to the interpreter that runs it.
-ESCAPE_ATTRIBUTES = frozenset(
-    "__globals__ __builtins__ __subclasses__ __code__ __closure__ __loader__ __spec__ __mro__ __bases__ "
-    "f_globals f_locals f_back f_builtins gi_frame cr_frame tb_frame".split()
-)
+ESCAPE_ATTRIBUTES = frozenset({
+    "__globals__", "__builtins__", "__subclasses__", "__code__", "__closure__", "__loader__", "__spec__",
+    "__mro__", "__bases__", "f_globals", "f_locals", "f_back", "f_builtins", "gi_frame", "cr_frame", "tb_frame",
+})  # fmt: skip
 
-# The 16 keywords that every caller of a layer program may give (published contract of ASI-Arch's DeltaNet).
-PROGRAM_KEYWORDS = (
-    "mode", "d_model", "hidden_size", "expand_k", "expand_v", "num_heads", "use_beta", "use_gate",
-    "use_short_conv", "conv_size", "conv_bias", "allow_neg_eigval", "layer_idx", "qk_activation", "qk_norm",
-    "norm_eps",
-)  # fmt: skip
+# Swallowed by **kwargs instead of named, these would leave every model at the design's own default size.
+SIZE_KEYWORDS = ("hidden_size", "num_heads", "layer_idx")
 
 # A design with one of these cannot be built at all.
 UNBUILDABLE = frozenset({"static.syntax", "static.contract"})
@@ -115,7 +113,13 @@ def examine(source: str) -> list[Finding]:
         text = f"the parser gave up: {type(error).__name__}: {error}"
         return [_reject("static.syntax", text, "Give one Python text file without zero bytes or endless nesting.")]
     aliases = _aliases(tree)
-    findings = [*_contract(tree), *_imports(tree), *_calls(tree), *_reaches(tree, aliases), *_patches(tree, aliases)]
+    findings = [
+        *_contract(source, tree),
+        *_imports(tree),
+        *_calls(tree),
+        *_reaches(tree, aliases),
+        *_patches(tree, aliases),
+    ]
     return list(dict.fromkeys(findings))
 
 
@@ -123,18 +127,14 @@ def _reject(code: str, message: str, hint: str) -> Finding:
     return Finding(code=code, severity="reject", message=message, hint=hint)
 
 
-def _contract(tree: ast.Module) -> Iterator[Finding]:
+def _contract(source: str, tree: ast.Module) -> Iterator[Finding]:
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
-    if "Block" in classes:
-        yield from _block_contract(classes["Block"])
-    elif "DeltaNet" in classes:
-        yield from _program_contract(classes["DeltaNet"])
-    else:
-        yield _reject(
-            "static.contract",
-            f"neither class DeltaNet (layer program) nor class Block (unit tree) found; classes: {sorted(classes)}",
-            "Name the main class DeltaNet and derive it from torch.nn.Module.",
-        )
+    try:
+        form = form_of(source)
+    except DesignError as error:
+        yield _reject("static.contract", str(error), "Name the main class DeltaNet and derive it from torch.nn.Module.")
+        return
+    yield from _program_contract(classes["DeltaNet"]) if form == "program" else _block_contract(classes["Block"])
 
 
 def _program_contract(node: ast.ClassDef) -> Iterator[Finding]:
@@ -153,13 +153,15 @@ def _program_contract(node: ast.ClassDef) -> Iterator[Finding]:
         yield _reject("static.contract", "class DeltaNet has no __init__", "Take the 16 published keywords.")
         return
     named = {a.arg for a in [*_positional(init), *init.args.kwonlyargs]}
-    missing = [] if init.args.kwarg else [name for name in PROGRAM_KEYWORDS if name not in named]
-    undefaulted = [name for name in _required(init) if name not in ("self", "d_model", "hidden_size")]
-    if missing or undefaulted:
-        text = f"line {init.lineno}: DeltaNet.__init__"
-        text += f" does not accept {missing}" if missing else ""
-        text += f" requires {undefaulted}" if undefaulted else ""
-        yield _reject("static.contract", text, "Give every parameter a default and accept **kwargs.")
+    faults = [f"no keyword {name}" for name in SIZE_KEYWORDS if name not in named]
+    faults += [f"no default for {name}" for name in _required(init) if name != "self"]
+    faults += [] if init.args.kwarg else ["no **kwargs"]
+    if faults:
+        yield _reject(
+            "static.contract",
+            f"line {init.lineno}: DeltaNet.__init__ has {', '.join(faults)}",
+            f"Take the keywords {', '.join(PROGRAM_KEYWORDS)}, each with a default, and **kwargs.",
+        )
 
 
 def _block_contract(node: ast.ClassDef) -> Iterator[Finding]:
@@ -175,9 +177,7 @@ def _block_contract(node: ast.ClassDef) -> Iterator[Finding]:
         yield _reject("static.contract", f"line {init.lineno}: Block.__init__ requires {extra}", "Give them defaults.")
     if forward is None or len(_positional(forward)) < 2 or forward.args.kwarg is None:
         found = "no forward" if forward is None else f"forward{_signature(forward)}"
-        yield _reject(
-            "static.contract", f"class Block has {found}", "Define forward(self, X, **Z) and return (X, Z)."
-        )
+        yield _reject("static.contract", f"class Block has {found}", "Define forward(self, X, **Z) and return (X, Z).")
 
 
 def _imports(tree: ast.Module) -> Iterator[Finding]:
@@ -271,7 +271,9 @@ def _aliases(tree: ast.Module) -> dict[str, str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                aliases[alias.asname or alias.name.split(".")[0]] = alias.name if alias.asname else alias.name.split(".")[0]
+                aliases[alias.asname or alias.name.split(".")[0]] = (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
         elif isinstance(node, ast.ImportFrom) and not node.level:
             for alias in node.names:
                 aliases[alias.asname or alias.name] = f"{node.module}.{alias.name}"

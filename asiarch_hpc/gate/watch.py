@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import selectors
@@ -12,8 +13,9 @@ from typing import Any
 from asiarch_hpc.gate import confine
 from asiarch_hpc.gate.family import Pipes, Plan
 
-_ANSWER_LIMIT = 64 << 20  # bytes; a longer answer is not a design's report
+_ANSWER_LIMIT = 16 << 20  # bytes; a longer answer is not a design's report
 _OUTPUT_KEPT = 64 << 10  # bytes of printed text that are kept, the last ones
+_LAST_READS = 64  # from a pipe when all is over: more than a pipe holds
 _POLL_S = 0.05
 _GRACE_S = 10.0  # for the supervisor to end the family; a machine under load needs some
 
@@ -36,14 +38,15 @@ class Watch:
         self._deadline = started + plan.timeout_s
         self._inherited = confine.anonymous_bytes(os.getpid())
         self._seen: dict[int, int] = {}  # process id -> start time: ids are used again
-        self._answer = b""
+        self._answer = bytearray()
         self._answer_bytes = 0
         self._status = b""
         self._exit_code: int | None = None
         self._answered = False
+        self._over = False
 
     def run(self) -> None:
-        """Returns when the family has ended or must be ended (`end`)."""
+        """Returns when the family has ended, by itself or because it exceeded a limit."""
         with selectors.DefaultSelector() as selector:
             for reader, _ in (self._pipes.answer, self._pipes.output, self._pipes.status):
                 os.set_blocking(reader, False)
@@ -59,11 +62,15 @@ class Watch:
                     poll = now + _POLL_S
                 if self._read(selector, min(_POLL_S, self._deadline - now)):
                     break
-            self._drain()
+        self.end()
+        self._drain()
         self._conclude()
 
     def end(self) -> None:
-        """Ends whatever is left of the family and reaps the supervisor."""
+        """Ends whatever is left of the family and reaps the supervisor; does nothing a second time."""
+        if self._over:
+            return
+        self._over = True
         _signal(self._supervisor, signal.SIGTERM)
         deadline = time.monotonic() + _GRACE_S
         while (code := _reap(self._supervisor)) is None:
@@ -91,10 +98,11 @@ class Watch:
 
     def _drain(self) -> None:
         for reader in (self._pipes.answer[0], self._pipes.output[0], self._pipes.status[0]):
-            while data := _read_available(reader):
+            for _ in range(_LAST_READS):
+                data = _read_available(reader)
+                if not data:
+                    break
                 self._take(reader, data)
-                if self._answer_bytes > _ANSWER_LIMIT:
-                    return
 
     def _take(self, reader: int, data: bytes) -> None:
         if reader == self._pipes.output[0]:
@@ -107,9 +115,11 @@ class Watch:
             if self._answer_bytes > _ANSWER_LIMIT:
                 self._stop("output", f"the answer exceeds {_ANSWER_LIMIT >> 20} MiB")
                 return
-            *lines, self._answer = (self._answer + data).split(b"\n")
-            for line in lines:
-                self._take_message(line)
+            self._answer += data
+            if b"\n" in data:
+                *lines, self._answer = self._answer.split(b"\n")
+                for line in lines:
+                    self._take_message(bytes(line))
 
     def _take_message(self, line: bytes) -> None:
         try:
@@ -169,10 +179,8 @@ def _read_available(reader: int) -> bytes | None:
 
 
 def _signal(process: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(process, number)
-    except ProcessLookupError:
-        pass
 
 
 def _reap(process: int) -> int | None:

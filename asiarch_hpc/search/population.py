@@ -5,8 +5,8 @@ generation 0 (the baselines alone), batch b from generation max(0, b - overlap),
 every slot of the batches before g is closed. So each batch sees a pool that is a function of the seed and of
 outcomes, never of the order in which jobs happen to finish.
 
-When a planned slot closes without a score, further slots follow, as many as are needed, until the wanted number
-of designs is scored or the slots reach their limit.
+When a slot closes without a score, a further slot follows behind the planned ones, until the wanted number of
+designs is scored or the slots reach their limit. Further slots form batches of their own.
 """
 
 from __future__ import annotations
@@ -175,14 +175,12 @@ def _planned_batches(config: SearchConfig) -> int:
 
 
 def _slots_in_use(population: Population, config: SearchConfig) -> int:
-    """Number of slots from 0 on that exist now: the planned ones and, once these are closed, as many as are needed.
+    """Number of slots from 0 on that exist now: the planned ones and those that fruitless ones call for.
 
     Each slot that closes without a score calls for one more. That is the same number whichever of them closes
-    first, and as the slots stay contiguous it never shrinks.
+    first, it never shrinks, and the further slots wait for their generation like all others.
     """
     end = config.designs
-    if any(population.slot(slot).status not in CLOSED for slot in range(end)):
-        return end
     hopeful = sum(population.slot(slot).status not in FRUITLESS for slot in range(end))
     while hopeful < config.designs and end < slot_limit(config):
         hopeful += population.slot(end).status not in FRUITLESS

@@ -10,7 +10,6 @@ import contextlib
 import math
 import os
 import uuid
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,19 +54,15 @@ def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
         RecordError: absent, truncated, damaged, or not written by `write_curves`; the message names the file.
         StoreError: it exists but the system refuses to read it.
     """
+    if not path.exists():
+        raise RecordError(f"{path}: no such file; curves are written when a trial ends, until then see metrics.jsonl")
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken is not None:
-            raise RecordError(f"{path}: the checksum of its member {broken} is wrong; {_ADVICE}")
         return _read_zip(path)
     except RecordError:
         raise
-    except FileNotFoundError as error:
-        raise RecordError(f"{path}: no curves file; it is written when a trial ends, see metrics.jsonl") from error
     except PermissionError as error:
         raise store_error(error, path) from error
-    except Exception as error:  # zipfile, zarr and its codecs raise whatever the damaged bytes lead them to
+    except Exception as error:  # zip, zarr and codecs raise whatever the damage leads them to
         raise RecordError(f"{path}: not a readable curves file ({type(error).__name__}: {error}); {_ADVICE}") from error
 
 

@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
@@ -131,6 +132,8 @@ def _serialise(state: Any) -> bytes:
 
 
 def _deserialise(data: bytes) -> Any:
+    if not zipfile.is_zipfile(io.BytesIO(data)):
+        raise RecordError("not a file of torch.save")
     try:
         return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except (RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:

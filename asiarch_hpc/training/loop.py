@@ -171,8 +171,8 @@ class _Run:
 
     def go(self, on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]) -> bool:
         """Runs to the last step (True) or until asked to stop (False); either way a checkpoint is left."""
-        scale, progress = self._scale, self.progress
         self._resume()
+        scale, progress = self._scale, self.progress
         monitor = Monitor(loss_limit=scale.loss_limit, step_seconds_limit=scale.step_seconds_limit)
         saved_at = self._clock()
         while progress.step < scale.steps:

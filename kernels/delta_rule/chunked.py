@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, cast
+
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx
 
-from kernels.chunks import causal_mask, join, pairwise_decay, split, spread
+from kernels.chunks import causal_mask, join, onwards, pairwise_decay, split
 from kernels.operands import check_shapes, clamp_log_decay, quarantine, without_autocast, working_dtype
 
 AXES = {
@@ -47,7 +49,7 @@ def delta_rule(
 
     Returns:
         o [batch, length, heads, value] in v's dtype, and the final state [batch, heads, key, value], float64 for
-        float64 v and float32 otherwise. From a non-finite token on, all results of its head are nan.
+        float64 v and float32 otherwise. After a non-finite k, v, beta or log_decay all results of its head are nan.
 
     Raises:
         ValueError: shapes that disagree, chunk_size below 1.
@@ -72,7 +74,7 @@ def delta_rule(
         state = query.new_zeros(rows, key, value) if initial_state is None else initial_state.to(dtype).flatten(0, 1)
         out, state = _chunked(query, tokens, state)
         if mark is not None:
-            out, state = spread(mark, out, state)
+            out, state = out + onwards(mark), state + onwards(mark)[-1, :, -1:]
     return join(out, batch, length).to(v.dtype), state.view(batch, heads, key, value)
 
 
@@ -91,14 +93,19 @@ def _chunked(query: Tensor, tokens: list[Tensor], state: Tensor) -> tuple[Tensor
     else:
         attention = attention * causal_mask(k.shape[2], k)
         kept = torch.eye(key, dtype=k.dtype, device=k.device).expand(k.shape[0], 1, key, key)
-    solved = _UnitLowerSolve.apply(overlap, torch.cat((erased, written), -1))
-    read, added = (attention @ solved).split((key, v.shape[-1]), -1)
-    forget, add = (k.mT @ solved).split((key, v.shape[-1]), -1)
+    solved = _unit_lower_solve(overlap, torch.cat((erased, written), -1))
+    # Long keys make the state grow, and here past the largest number within a chunk.
+    mark, (solved,) = quarantine(solved)
+    read, added = torch.split(attention @ solved, [key, v.shape[-1]], -1)
+    forget, add = torch.split(k.mT @ solved, [key, v.shape[-1]], -1)
     states = []
     for transition, addition in zip((kept - forget).unbind(), add.unbind(), strict=True):
         states.append(state)
         state = torch.baddbmm(addition, transition, state)
-    return (query - read) @ torch.stack(states) + added, state
+    out = (query - read) @ torch.stack(states) + added
+    if mark is not None:
+        out, state = out + onwards(mark), state + onwards(mark)[-1, :, -1:]
+    return out, state
 
 
 class _UnitLowerSolve(torch.autograd.Function):
@@ -109,13 +116,16 @@ class _UnitLowerSolve(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, a: Tensor, b: Tensor) -> Tensor:
-        x = torch.linalg.solve_triangular(a.mT, b.mT, upper=True, left=False, unitriangular=True).mT
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        x: Tensor = torch.linalg.solve_triangular(a.mT, b.mT, upper=True, left=False, unitriangular=True).mT
         ctx.save_for_backward(a, x)
         return x
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         a, x = ctx.saved_tensors
         grad_b = torch.linalg.solve_triangular(a, grad.mT, upper=False, left=False, unitriangular=True).mT
         return (grad_b @ x.mT) * -causal_mask(a.shape[-1], a, diagonal=-1), grad_b
+
+
+_unit_lower_solve = cast(Callable[..., Tensor], _UnitLowerSolve.apply)

@@ -10,6 +10,8 @@ write_accounting() { # HOST USER DBD_PORT SQL_PORT
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=$3
+# For slurmdbd this "password" is the socket of munge.
+AccountingStoragePass=$DIR/run/munge.socket
 EOT
     (umask 077 && cat >"$DIR/slurmdbd.conf") <<EOT
 AuthType=auth/munge
@@ -41,7 +43,8 @@ start_accounting() {
     fi
     launch mariadb mariadbd --no-defaults --datadir="$DIR/mysql" --socket="$DIR/run/mariadb.socket" \
         --port="$(dbd_setting StoragePort)" --bind-address=127.0.0.1 --pid-file="$DIR/run/mariadb.self" \
-        --user="$user" --innodb-buffer-pool-size=32M --innodb-flush-log-at-trx-commit=2 --skip-log-bin
+        --user="$user" --innodb-buffer-pool-size=32M --innodb-lock-wait-timeout=900 \
+        --innodb-flush-log-at-trx-commit=2 --skip-log-bin
     wait_until "$START_SECONDS" create_database || die "MariaDB does not answer; see $DIR/log/mariadb.out"
     launch slurmdbd slurmdbd -D
     wait_until "$START_SECONDS" register_cluster || die "slurmdbd does not answer; see $DIR/log/slurmdbd.log"
@@ -57,6 +60,6 @@ EOT
 }
 
 register_cluster() {
-    sacctmgr -n show cluster 2>/dev/null | grep -qw "$CLUSTER" ||
+    sacctmgr -nP show cluster format=cluster 2>/dev/null | grep -qxF "$CLUSTER" ||
         sacctmgr -Qi add cluster "$CLUSTER" >/dev/null 2>&1
 }

@@ -22,6 +22,12 @@ from asiarch_hpc.store.layout import RunLayout
 from tests.controller.simulated import Clock, SimulatedJobs, SimulatedScheduler, config_of, controller_of, drive
 
 
+@pytest.fixture(autouse=True)
+def _no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing here pulls a plug, and thousands of syncs take minutes on a busy disk."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+
+
 class Crash(BaseException):
     """Stands for kill -9: nothing in the code may catch it."""
 
@@ -179,7 +185,8 @@ def test_an_orphan_of_an_earlier_attempt_does_not_count(tmp_path: Path) -> None:
     assert successor.arguments["submission"] == 2
     scheduler.jobs.run(orphan)
     controller.tick()
-    assert controller.state.busy and not controller.state.experiments
+    assert controller.state.busy
+    assert not controller.state.experiments
     scheduler.work()
     controller.tick()
     assert len(controller.state.experiments) == 1
@@ -234,7 +241,8 @@ def test_an_unreachable_scheduler_leaves_everything_as_it_is(tmp_path: Path) -> 
     scheduler.query = lambda: (_ for _ in ()).throw(SchedulerError("no answer"))  # type: ignore[method-assign]
     for _ in range(30):
         controller.tick()
-    assert len(controller.state.busy) == 1 and "no answer" in controller.trouble
+    assert len(controller.state.busy) == 1
+    assert "no answer" in controller.trouble
 
 
 def test_at_most_one_query_a_tick_and_a_minute_on_slurm(tmp_path: Path) -> None:

@@ -167,3 +167,13 @@ def test_every_python_gives_the_same_id() -> None:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.split() == expected, python
+
+
+def test_blank_lines_inside_strings_and_blocks_are_kept_apart() -> None:
+    text = 'x = """a\n\n\nb"""\n\n\ny = 1\n'
+    assert normalise(text) == normalise('x = "a\\n\\n\\nb"\ny = 1\n')
+    assert design_id("def f():\n    a\n\n\n    b\n") == design_id("def f():\n    a\n    b\n")
+    assert design_id("def f():\n    a\n\n\nb\n") != design_id("def f():\n    a\n    b\n")
+    assert normalise("a\n\n\nb\n\n\n\nc") == normalise("a\nb\nc")
+    with pytest.raises(DesignError, match="line 4"):
+        design_id("a = 1\n\n\nb = (\n")

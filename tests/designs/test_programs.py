@@ -1,7 +1,5 @@
 """The two layer programs against step-by-step recurrences in float64, alone, padded, and continued."""
 
-from pathlib import Path
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,15 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from asiarch_hpc.designs import programs
 from asiarch_hpc.designs.compatibility import Cache
+from asiarch_hpc.designs.compose import compose
 from asiarch_hpc.designs.contract import PROGRAM_KEYWORDS, build_block, form_of, load_class
+from asiarch_hpc.designs.seeds import seed_program as source_of
+from asiarch_hpc.designs.seeds import seed_tree
 
 NAMES = ("delta_net", "gated_delta_net")
-
-
-def source_of(name: str) -> str:
-    return (Path(programs.__file__).parent / f"{name}.py").read_text(encoding="utf-8")
 
 
 def layer_of(name: str, **options: object) -> nn.Module:
@@ -196,6 +192,46 @@ def test_blocks_learn_with_every_parameter(name: str) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         low, _ = block(x)
     torch.testing.assert_close(low.float(), y, atol=0.1, rtol=0.1)
+
+
+def weights_of_tree(name: str, program: nn.Module) -> dict[str, Tensor]:
+    """The program's weights under the names of the unit tree of the same seed design."""
+    own = dict(program.named_parameters())
+    mixer = {n.removeprefix("mixer."): p for n, p in own.items() if n.startswith("mixer.")}
+    weights = {
+        "mixer_norm.scale": own["mixer_norm.weight"],
+        "ffn_norm.scale": own["ffn_norm.weight"],
+        "ffn.up.weight": torch.cat([own["ffn.gate.weight"], own["ffn.up.weight"]]),
+        "ffn.down.weight": own["ffn.down.weight"],
+        "mixer.qkv.weight": torch.cat([mixer[f"{x}_proj.weight"] for x in "qkv"]),
+        "mixer.convolution.taps": torch.cat([mixer[f"{x}_conv1d.weight"][:, 0] for x in "qkv"]),
+        "mixer.strength.weight": mixer["b_proj.weight"],
+        "mixer.norm.scale": mixer["o_norm.weight"],
+        "mixer.out.weight": mixer["o_proj.weight"],
+    }
+    if name == "gated_delta_net":
+        weights |= {
+            "mixer.step.weight": mixer["a_proj.weight"],
+            "mixer.step_bias": mixer["dt_bias"],
+            "mixer.log_rate": mixer["A_log"],
+            "mixer.gate.project.weight": mixer["g_proj.weight"],
+        }
+    return {f"block.root.{n}": p for n, p in weights.items()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_unit_tree_of_the_same_name_computes_the_same(name: str) -> None:
+    torch.manual_seed(0)
+    sizes = {"dim": 64, "heads": 4, "layer_idx": 0, "ffn_multiple": 2.67}
+    program = build_block(source_of(name), **sizes).double()
+    tree = build_block(compose(seed_tree(name)), **sizes).double()
+    with torch.no_grad():
+        for parameter in program.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    weights = weights_of_tree(name, program)
+    tree.load_state_dict(weights)
+    x = torch.randn(2, 70, 64, dtype=torch.float64)
+    torch.testing.assert_close(program(x)[0], tree(x)[0], rtol=1e-4, atol=1e-4)
 
 
 def test_initial_memories_last_between_a_few_and_thousands_of_tokens() -> None:

@@ -97,7 +97,7 @@ def test_lower_loss_is_never_worse(loss: float, less: float) -> None:
 
 
 @pytest.mark.parametrize("sd", [0.001, 0.005, 0.02])
-@pytest.mark.parametrize(("loss", "benchmark"), [(4.5, 0.3), (4.45, 0.305), (4.6, 0.32), (4.2, 0.25)])
+@pytest.mark.parametrize(("loss", "benchmark"), [(4.5, 0.3), (4.45, 0.305), (4.6, 0.32), (4.2, 0.27)])
 def test_noise_matches_a_simulation(sd: float, loss: float, benchmark: float) -> None:
     """Drawing seeds anew 5,000 times spreads the fitness as `fitness_sd` says, within 8 %."""
     import numpy as np

@@ -1,6 +1,9 @@
 """Policies: who may be drawn, that nobody is drawn twice, and that a seed fixes the draw."""
 
+import os
 import random
+import subprocess
+import sys
 from collections import Counter
 from dataclasses import replace
 
@@ -101,6 +104,24 @@ def test_no_design_twice_and_the_seed_decides(
         assert len(selection.references) >= min(references, len(pool.entries) - 1)
     assert len(selection.references) <= references
     assert set(chosen) <= available
+
+
+@pytest.mark.parametrize("name", ["asi_arch", "random"])
+def test_the_draw_is_the_same_in_every_process(name: str) -> None:
+    """Python orders sets of text differently in each process."""
+    code = (
+        "import random, test_policies as t; from asiarch_hpc.search.policies import policy; "
+        f"print(policy('{name}', t.CONFIG).select(t.generation(30), t.SEEDS, random.Random(5)))"
+    )
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True, text=True, check=True,
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        ).stdout
+        for seed in ("1", "2", "3")
+    }  # fmt: skip
+    assert len(answers) == 1
 
 
 def test_a_choice_is_a_pair() -> None:

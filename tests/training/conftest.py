@@ -12,7 +12,7 @@ from asiarch_hpc.config import DataConfig, ScaleConfig
 from asiarch_hpc.training.corpus import Corpus, open_corpus, prepare
 
 # Mean of all tokens so far, gated; dropout makes the training depend on the random state.
-TINY_SOURCE = '''
+TINY_SOURCE = """
 import torch
 from torch import nn
 
@@ -30,7 +30,7 @@ class Block(nn.Module):
         count = torch.arange(1, X.shape[1] + 1, device=X.device).view(1, -1, 1)
         mean = h.cumsum(1) / count
         return X + self.out(self.dropout(mean * torch.sigmoid(self.gate(h)))), Z
-'''
+"""
 
 
 def recall_texts(seed: int) -> Iterator[str]:

@@ -24,7 +24,7 @@ def test_nearest_width_of_the_grid_wins(quadratic: float, linear: float, referen
     dim, blocks = match_size(
         count, target=target, reference_dim=reference, reference_depth=depth, dim_step=8, tolerance=10.0
     )
-    widths = [d for d in range(reference % 8 or 8, 8 * reference + 1, 8)]
+    widths = range(reference % 8 or 8, 8 * reference + 1, 8)
     assert blocks == depth
     best = min(abs(math.log(count(d, depth) / target)) for d in widths)
     assert abs(math.log(count(dim, depth) / target)) == pytest.approx(best)
@@ -32,7 +32,12 @@ def test_nearest_width_of_the_grid_wins(quadratic: float, linear: float, referen
 
 def test_the_baseline_itself_keeps_its_size() -> None:
     assert match_size(
-        lambda d, n: 12 * n * d * d, target=12 * 3 * 64**2, reference_dim=64, reference_depth=3, dim_step=8, tolerance=0.2
+        lambda d, n: 12 * n * d * d,
+        target=12 * 3 * 64**2,
+        reference_dim=64,
+        reference_depth=3,
+        dim_step=8,
+        tolerance=0.2,
     ) == (64, 3)
 
 

@@ -119,7 +119,7 @@ class DeltaNet(nn.Module):
             beta = beta * 2
         log_decay = -self.A_log.exp() * F.softplus(self.a_proj(hidden_states).to(self.dt_bias.dtype) + self.dt_bias)
         if tokens is not None:
-            beta, log_decay = beta * tokens.unsqueeze(-1), log_decay * tokens.unsqueeze(-1)
+            beta = beta * tokens.unsqueeze(-1)  # padding stands first: what it does not write need not fade
         o, memory = delta_rule(q, k, v, beta, log_decay, initial_state=state.get("recurrent_state"))
         if past_key_values is not None and use_cache:
             past_key_values.update(

@@ -1,5 +1,7 @@
 """Softmax attention and its relatives."""
 
+# ruff: noqa: RUF012 -- the declarations are read as text and never changed
+
 import math
 
 import torch
@@ -91,7 +93,8 @@ class SlidingWindowAttention(Unit):
         qk, Z = self.position(torch.cat((q, k)), **Z)
         filled = F.pad(torch.cat((*qk.chunk(2), v.to(qk.dtype)), dim=-1), (0, 0, 0, -length % window))
         # [batch, blocks, heads, window, head_dim]
-        q, k, v = (self.by_head(x).unflatten(1, (-1, window)).transpose(2, 3) for x in filled.chunk(3, dim=-1))
+        filled = torch.unflatten(filled, 1, (-1, window))
+        q, k, v = (self.by_head(x).transpose(2, 3) for x in filled.chunk(3, dim=-1))
         k, v = (torch.cat((F.pad(x, (0, 0, 0, 0, 0, 0, 1, -1)), x), dim=-2) for x in (k, v))
         mine = torch.arange(window, device=X.device)
         distance = mine[:, None] + window - torch.arange(2 * window, device=X.device)

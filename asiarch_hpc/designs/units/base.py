@@ -60,7 +60,7 @@ class Unit(nn.Module):
 
     def by_head(self, X: Tensor) -> Tensor:
         """[batch, length, heads * n] -> [batch, length, heads, n]."""
-        return X.unflatten(-1, (self.heads, -1))
+        return torch.unflatten(X, -1, (self.heads, -1))
 
 
 class Recipe:

@@ -1,4 +1,9 @@
-"""Blocks: how mixers and feed-forwards stand along the residual stream. The root of a tree is a block."""
+"""Blocks: how mixers and feed-forwards stand along the residual stream; and stacks, which hold whole blocks.
+
+The root of a tree is either. Stacks do not nest, so that a design has at most two blocks.
+"""
+
+# ruff: noqa: RUF012 -- the declarations are read as text and never changed
 
 import torch
 from torch import Tensor
@@ -148,7 +153,7 @@ class MacaronBlock(Unit):
 class LocalContextBlock(Unit):
     """Adds a causal convolution of the normalised stream to it before the inner block (Canon layers, 2512.17351)."""
 
-    KIND = "block"
+    KIND = "stack"
     CHILDREN = {"norm": "norm", "convolution": "convolution", "block": "block"}
 
     def setup(self, norm: Recipe, convolution: Recipe, block: Recipe) -> None:
@@ -166,7 +171,7 @@ class LocalContextBlock(Unit):
 class BlockPair(Unit):
     """Two different blocks, one after the other, as in hybrid stacks (2406.07887)."""
 
-    KIND = "block"
+    KIND = "stack"
     CHILDREN = {"first": "block", "second": "block"}
 
     def setup(self, first: Recipe, second: Recipe) -> None:
@@ -182,7 +187,7 @@ class BlockPair(Unit):
 class EmbeddingSkipBlock(Unit):
     """Runs the inner block, then mixes the block's own input back in by a learned share per channel."""
 
-    KIND = "block"
+    KIND = "stack"
     CHILDREN = {"block": "block"}
 
     def setup(self, block: Recipe) -> None:

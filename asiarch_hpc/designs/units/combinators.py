@@ -1,5 +1,7 @@
 """Combinators: mixers made of other mixers."""
 
+# ruff: noqa: RUF012 -- the declarations are read as text and never changed
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -56,8 +58,8 @@ class NormalisedFusion(Unit):
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         left, Z = self.first(X, **Z)
         right, Z = self.second(X, **Z)
-        left = F.rms_norm(left, (self.dim,), self.first_scale, 1e-5)
-        return left + F.rms_norm(right, (self.dim,), self.second_scale, 1e-5), Z
+        left = F.rms_norm(left, (self.dim,), eps=1e-5) * self.first_scale
+        return torch.addcmul(left, F.rms_norm(right, (self.dim,), eps=1e-5), self.second_scale), Z
 
 
 class MixerChain(Unit):

@@ -1,5 +1,7 @@
 """Mixers built on convolutions and shifts."""
 
+# ruff: noqa: RUF012 -- the declarations are read as text and never changed
+
 import math
 
 import torch
@@ -73,8 +75,8 @@ class DynamicConvolution(Unit):
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         weights = torch.softmax(self.by_head(self.predict(X)), dim=-1)
-        past = F.pad(self.value(X), (0, 0, self.width - 1, 0)).unfold(1, self.width, 1)
-        o = torch.einsum("blhdw,blhw->blhd", past.unflatten(2, (self.heads, -1)), weights).flatten(-2)
+        past = F.pad(self.by_head(self.value(X)), (0, 0, 0, 0, self.width - 1, 0)).unfold(1, self.width, 1)
+        o = torch.einsum("blhdw,blhw->blhd", past, weights).flatten(-2)
         o, Z = self.gate(o, source=X, **Z)
         return self.out(o), Z
 

@@ -1,5 +1,7 @@
 """Gates scale a result X by what their `source` [batch, length, source_dim] says; without a source, X itself."""
 
+# ruff: noqa: RUF012 -- the declarations are read as text and never changed
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor

@@ -1,5 +1,7 @@
 """Normalisations of each position on its own."""
 
+# ruff: noqa: RUF012 -- the declarations are read as text and never changed
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -16,7 +18,7 @@ class RMSNorm(Unit):
         self.scale = self.weight(self.dim, mean=1.0)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return F.rms_norm(X, (self.dim,), self.scale, 1e-5), Z
+        return F.rms_norm(X, (self.dim,), self.scale.to(X.dtype), 1e-5), Z
 
 
 class LayerNorm(Unit):
@@ -41,7 +43,7 @@ class HeadRMSNorm(Unit):
         self.scale = self.weight(self.head_dim, mean=1.0)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return F.rms_norm(self.by_head(X), (self.head_dim,), self.scale, 1e-5).flatten(-2), Z
+        return F.rms_norm(self.by_head(X), (self.head_dim,), self.scale.to(X.dtype), 1e-5).flatten(-2), Z
 
 
 class HeadLayerNorm(Unit):
@@ -54,7 +56,7 @@ class HeadLayerNorm(Unit):
         self.shift = self.weight(self.dim)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        normal = F.layer_norm(self.by_head(X), (self.head_dim,), eps=1e-5)
+        normal = F.layer_norm(self.by_head(X), (self.head_dim,), eps=64e-5)
         return torch.addcmul(self.shift, normal.flatten(-2), self.scale), Z
 
 

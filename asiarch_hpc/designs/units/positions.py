@@ -4,6 +4,8 @@ A unit either changes X or leaves `log_decay` [heads] in Z: what a key loses per
 attention adds it to its scores, linear attention decays its state by it.
 """
 
+# ruff: noqa: RUF012 -- the declarations are read as text and never changed
+
 import math
 
 import torch
@@ -47,7 +49,8 @@ class PartialRotary(Unit):
         steps = torch.arange(X.shape[1], device=X.device, dtype=torch.promote_types(X.dtype, torch.float32))
         angles = torch.outer(steps, torch.exp(channels * (-math.log(self.base) / pairs)))
         cos, sin = angles.cos().to(X.dtype).unsqueeze(1), angles.sin().to(X.dtype).unsqueeze(1)
-        left, right, rest = self.by_head(X).split((pairs, pairs, self.head_dim - 2 * pairs), dim=-1)
+        heads = self.by_head(X)
+        left, right, rest = heads[..., :pairs], heads[..., pairs : 2 * pairs], heads[..., 2 * pairs :]
         turned = torch.cat((left * cos - right * sin, right * cos + left * sin, rest), dim=-1)
         return turned.flatten(-2), Z
 

@@ -1,5 +1,7 @@
 """Gated recurrences with a vector-valued state: h_t = a_t h_{t-1} + b_t, channel by channel."""
 
+# ruff: noqa: RUF012 -- the declarations are read as text and never changed
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,7 +30,7 @@ class MovingAverageMixer(Unit):
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         v = self.value(X)
         put_in = v.repeat(1, 1, self.averages) * torch.sigmoid(-self.forget)
-        states = linear_scan(put_in, F.logsigmoid(self.forget)).unflatten(-1, (self.averages, -1))
+        states = torch.unflatten(linear_scan(put_in, F.logsigmoid(self.forget)), -1, (self.averages, -1))
         o = F.silu((states * self.read).sum(-2) + v * self.direct)
         o, Z = self.norm(o, **Z)
         o, Z = self.gate(o, source=X, **Z)

@@ -1,5 +1,7 @@
 """The time mixing of RWKV."""
 
+# ruff: noqa: RUF012 -- the declarations are read as text and never changed
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -34,7 +36,8 @@ class RWKV6TimeMix(Unit):
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         change = F.pad(X, (0, 0, 1, -1)) - X
-        low = torch.tanh(self.shift_down(torch.addcmul(X, change, self.first_shift))).unflatten(-1, (5, -1))
+        low = torch.tanh(self.shift_down(torch.addcmul(X, change, self.first_shift)))
+        low = torch.unflatten(low, -1, (5, -1))
         shift = torch.einsum("blsr,srd->sbld", low, self.shift_up) + self.shift[:, None, None]
         for_r, for_k, for_v, for_gate, for_decay = torch.addcmul(X, change, shift).unbind()
         decay = self.decay + torch.tanh(self.decay_down(for_decay)) @ self.decay_up

@@ -1,0 +1,61 @@
+# The two commands: `make explore` and `make test`. Everything else is optional.
+#   make explore RUN=name CONFIG=file ARGS="search.batch=8 search.designs=48"
+
+PYTHON ?= python3
+RUN ?=
+CONFIG ?= laptop
+ARGS ?=
+# An index with CPU-only builds of torch saves gigabytes on a machine without GPU; empty: the default index.
+TORCH_INDEX ?=
+
+BIN := .venv/bin
+READY := .venv/ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RUN_FLAG := $(if $(RUN),--run $(RUN))
+
+.PHONY: help env explore test check status rebuild bench dev-cluster dev-cluster-stop clean
+.DEFAULT_GOAL := help
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' Makefile
+
+explore: env ## search for architectures; RUN=name CONFIG=file ARGS="group.key=value …"; resumes a run that exists
+	@$(BIN)/asiarch explore $(RUN_FLAG) --config $(CONFIG) $(ARGS)
+
+test: env ## all tests; those on a real Slurm start one (as root; elsewhere they say why they skip)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: env ## style, types, import rules
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/python -m pytest -q tests/test_imports.py
+
+status: env ## a run that runs elsewhere: make status RUN=name
+	@$(BIN)/asiarch status $(RUN_FLAG)
+
+rebuild: env ## the run's journal from its tree: make rebuild RUN=name
+	@$(BIN)/asiarch rebuild $(RUN_FLAG)
+
+bench: env ## the figures of README.md, measured here
+	@$(BIN)/python tests/bench.py $(ARGS)
+
+dev-cluster: ## a real Slurm with four nodes on this machine (root; installs slurm-wlm and munge)
+	@bash slurm/dev-cluster.sh start
+
+dev-cluster-stop: ## stops it
+	@bash slurm/dev-cluster.sh stop
+
+env: $(READY) ## sets up .venv on first use
+
+$(READY): pyproject.toml configs/pins.txt
+	@echo "setting up .venv (once; about a minute and 2 GB, more where torch comes with CUDA) …"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; name one with PYTHON=python3.12"; exit 1; }
+	@[ -x $(BIN)/python ] && $(BIN)/python -m pip --version > /dev/null 2>&1 || bash .ci/make-venv $(PYTHON)
+	@$(if $(TORCH_INDEX),$(PIP) install --index-url $(TORCH_INDEX) -c configs/pins.txt torch)
+	@$(PIP) install -c configs/pins.txt -e '.[dev]'
+	@touch $(READY)
+
+clean: ## removes .venv and caches, never results
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

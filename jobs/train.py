@@ -1,0 +1,251 @@
+"""Job `train`: trains one design at one scale with one seed, then evaluates the weights.
+
+Three processes take part. The candidate's code runs in two children, one that trains and one that turns token ids
+into logits; both are confined. This process never loads the candidate: it hashes the weights, scores the logits,
+checks the numbers, and writes the records.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from asiarch_hpc.errors import EvaluationError, TrainingError
+from asiarch_hpc.evaluation.evaluate import evaluate
+from asiarch_hpc.evaluation.process import Logits, serve_logits
+from asiarch_hpc.gate import confine
+from asiarch_hpc.gate.sandbox import choose_rung, run_isolated
+from asiarch_hpc.records import Evaluation, GateReport, Json, TrialRecord, to_json
+from asiarch_hpc.store.curves import write_curves
+from asiarch_hpc.store.files import write_json
+from asiarch_hpc.store.layout import TrialLayout
+from asiarch_hpc.training import checkpoint
+from asiarch_hpc.training.backbone import build_model
+from asiarch_hpc.training.engine import choose_device
+from asiarch_hpc.training.loop import TrainOutcome, train
+from asiarch_hpc.training.monitor import TrainingStoppedError
+from jobs.entry import Attempt, InterruptedJobError, SupersededError
+from jobs.workspace import Workspace
+
+CURVES = ("step", "loss", "learning_rate", "gradient_norm", "step_seconds", "tokens")
+CLAIM_CHECK_SECONDS = 5.0  # how often a training looks whether it was replaced
+
+
+class FailedTrialError(TrainingError):
+    """A trial ended because of its design; `stage` and `cause` are what the failure is counted under."""
+
+    def __init__(self, stage: str, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+        self.cause = cause
+
+
+def run(attempt: Attempt, arguments: Json) -> Json:
+    """Trains and evaluates; returns the payload of the job's message.
+
+    Raises:
+        FailedTrialError: the design failed; `failure.json` says how.
+        InterruptedJobError: told to stop; the checkpoint is written.
+    """
+    space = Workspace.of(attempt.layout)
+    identifier, name, seed = arguments["experiment"], arguments["trial"], arguments["seed"]
+    trial = attempt.layout.experiment(identifier).trial(name)
+    trial.root.mkdir(parents=True, exist_ok=True)
+    _, source = space.design(identifier)
+    gate = space.gate_report(identifier)
+    try:
+        outcome = _train(attempt, space, trial, source, gate, seed)
+        evaluation = _evaluate(attempt, space, trial, source, gate, seed, outcome)
+    except FailedTrialError as error:
+        attempt.check_current()
+        failure = {"stage": error.stage, "cause": error.cause, "message": str(error)[:4000], "attempt": attempt.token}
+        write_json(trial.failure, failure)
+        raise
+    record = TrialRecord(
+        experiment=identifier,
+        name=name,
+        scale=space.config.scale.name,
+        seed=seed,
+        attempt=attempt.token,
+        dim=gate.dim,
+        depth=gate.depth,
+        parameters=outcome["parameters"],
+        steps=outcome["steps"],
+        tokens=outcome["tokens"],
+        first_loss=outcome["first_loss"],
+        final_loss=outcome["final_loss"],
+        train_seconds=outcome["seconds"],
+        tokens_per_second=outcome["tokens_per_second"],
+        weights_sha256=outcome["weights_sha256"],
+        corpus_key=space.corpus.key,
+        device=outcome["device"],
+        precision=outcome["precision"],
+        resumed=outcome["resumed"],
+    )
+    attempt.check_current()
+    _finish(trial, record, evaluation, keep_weights=space.config.scale.keep_weights)
+    return {"trial": to_json(record), "evaluation": to_json(evaluation)}
+
+
+def _train(
+    attempt: Attempt, space: Workspace, trial: TrialLayout, source: str, gate: GateReport, seed: int
+) -> dict[str, Any]:
+    """Runs the training in a confined child; the outcome crosses as JSON."""
+    corpus, config = space.corpus, space.config
+    resources = config.executor.train
+
+    def child() -> Json:
+        with trial.metrics.open("a") as metrics:
+
+            def on_metrics(row: Json) -> None:
+                metrics.write(json.dumps({**row, "attempt": attempt.token}) + "\n")
+                metrics.flush()
+
+            try:
+                outcome = train(
+                    source,
+                    scale=config.scale,
+                    dim=gate.dim,
+                    depth=gate.depth,
+                    corpus=corpus,
+                    seed=seed,
+                    checkpoint_path=trial.checkpoint,
+                    on_metrics=on_metrics,
+                    should_stop=_stop_asker(attempt),
+                    clock=time.monotonic,
+                )
+            except TrainingStoppedError as error:
+                return {"failed": {"cause": error.cause, "message": str(error)}}
+        return _outcome_json(outcome)
+
+    answer = run_isolated(
+        child,
+        timeout_s=resources.timeout_min * 60,
+        memory_gb=resources.memory_gb,
+        writable=[trial.root],
+        rung=config.gate.sandbox,
+        threads=config.scale.threads,
+        gpu=choose_device(config.scale.device).type == "cuda",
+    )
+    if not answer.ok:
+        raise FailedTrialError("training", answer.cause or "unknown", f"{answer.error}\n{answer.traceback}".strip())
+    result: dict[str, Any] = answer.result
+    if failed := result.get("failed"):
+        raise FailedTrialError("training", failed["cause"], failed["message"])
+    if result["status"] == "interrupted":
+        attempt.check_current()
+        raise InterruptedJobError(f"{trial.root.name}: stopped at step {result['steps']}, with a checkpoint")
+    return result
+
+
+def _evaluate(
+    attempt: Attempt,
+    space: Workspace,
+    trial: TrialLayout,
+    source: str,
+    gate: GateReport,
+    seed: int,
+    outcome: dict[str, Any],
+) -> Evaluation:
+    corpus, config = space.corpus, space.config
+    try:
+        return evaluate(
+            experiment=trial.root.parent.parent.name,
+            trial=trial.root.name,
+            attempt=attempt.token,
+            weights=Path(outcome["weights_path"]),
+            expected_sha256=outcome["weights_sha256"],
+            serve=functools.partial(_serve, space, source, gate, seed),
+            tokenizer=corpus.tokenizer,
+            vocab=corpus.vocab,
+            heldout_texts=lambda: corpus.heldout_texts,
+            config=config.evaluation,
+            task_folder=space.corpora / f"{corpus.key}.tasks",
+            max_length=config.scale.length,
+            clock=time.monotonic,
+        )
+    except EvaluationError as error:
+        raise FailedTrialError("evaluation", "refused", str(error)) from error
+
+
+def _serve(
+    space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None
+) -> AbstractContextManager[Logits]:
+    """A process that gives the logits of the trained weights, or of the initial ones."""
+    scale, vocab = space.config.scale, space.corpus.vocab
+
+    def load() -> Callable[[Tensor], Tensor]:
+        device = choose_device(scale.device)
+        model = build_model(source, vocab=vocab, scale=scale, dim=gate.dim, depth=gate.depth, seed=seed)
+        if weights is not None:
+            model.load_state_dict(checkpoint.load_weights_bytes(weights))
+        model.eval().to(device)
+        return lambda ids: model(ids.to(device))[0]
+
+    return serve_logits(
+        load,
+        vocab=vocab,
+        max_tokens=space.config.evaluation.batch_size * scale.length,
+        timeout_s=space.config.evaluation.timeout_s,
+        isolate=functools.partial(_isolate, choose_rung(space.config.gate.sandbox)),
+        threads=scale.threads,
+    )
+
+
+def _isolate(rung: str) -> None:
+    """Confines the process that gives logits: it writes nothing, reaches no network and signals nobody outside."""
+    if rung != "limits":
+        confine.restrict_writes([Path("/dev/null")], network=False)
+    confine.drop_capabilities()
+
+
+def _finish(trial: TrialLayout, record: TrialRecord, evaluation: Evaluation, *, keep_weights: bool) -> None:
+    """Records last: until `evaluation.json` is there, another attempt does the rest again from the checkpoint."""
+    if trial.metrics.exists():
+        rows = {row["step"]: row for row in _metrics(trial.metrics)}
+        write_curves([{name: row[name] for name in CURVES} for _, row in sorted(rows.items())], trial.curves)
+    write_json(trial.record, to_json(record))
+    write_json(trial.evaluation, to_json(evaluation))
+    trial.metrics.unlink(missing_ok=True)
+    weights = trial.checkpoint.with_name(trial.checkpoint.name + ".weights")
+    if keep_weights:
+        weights.rename(trial.weights)
+    weights.unlink(missing_ok=True)
+    checkpoint.discard(trial.checkpoint)
+
+
+def _metrics(path: Path) -> Iterator[Json]:
+    """Rows of a live metrics file; a line torn by a kill is left out, its step was done again."""
+    for line in path.read_text(errors="replace").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            yield json.loads(line)
+
+
+def _stop_asker(attempt: Attempt) -> Callable[[], bool]:
+    """Stops a training that was told to, and one that a newer attempt has replaced."""
+    checked = time.monotonic()
+
+    def should_stop() -> bool:
+        nonlocal checked
+        if time.monotonic() - checked >= CLAIM_CHECK_SECONDS:
+            checked = time.monotonic()
+            try:
+                attempt.check_current()
+            except SupersededError:
+                return True
+        return attempt.should_stop()
+
+    return should_stop
+
+
+def _outcome_json(outcome: TrainOutcome) -> Json:
+    return {**asdict(outcome), "weights_path": str(outcome.weights_path)}

@@ -1,0 +1,56 @@
+"""What every job of a run works with: its configuration, its corpus, its designs."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from asiarch_hpc.config import Config, from_dict
+from asiarch_hpc.designs.hashing import design_id
+from asiarch_hpc.errors import RecordError
+from asiarch_hpc.evaluation.tasks import recall_documents
+from asiarch_hpc.records import Experiment, GateReport, from_json
+from asiarch_hpc.store.experiments import read_experiment
+from asiarch_hpc.store.files import read_json
+from asiarch_hpc.store.layout import RunLayout
+from asiarch_hpc.training.corpus import Corpus, open_corpus, prepare
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """A run as its jobs see it."""
+
+    layout: RunLayout
+    config: Config
+
+    @classmethod
+    def of(cls, layout: RunLayout) -> Workspace:
+        return cls(layout, from_dict(read_json(layout.record)["config"], source=str(layout.record)))
+
+    @property
+    def corpora(self) -> Path:
+        """Folder of prepared corpora, shared by all runs beside this one unless configured otherwise."""
+        return Path(self.config.data.cache) if self.config.data.cache else self.layout.root.parent / "corpora"
+
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        """The corpus, prepared by whichever job needs it first."""
+        return open_corpus(prepare(self.config.data, root=self.corpora, synthetic=recall_documents))
+
+    def design(self, identifier: str) -> tuple[Experiment, str]:
+        """Record and source of an experiment, both checked.
+
+        Raises:
+            RecordError: the folder's files do not match their hashes.
+        """
+        folder = self.layout.experiment(identifier)
+        record = read_experiment(folder)
+        source = folder.architecture.read_text()
+        if design_id(source, where=str(folder.architecture)) != identifier:
+            raise RecordError(f"{folder.architecture}: its normalised source does not hash to {identifier}")
+        return record, source
+
+    def gate_report(self, identifier: str) -> GateReport:
+        path = self.layout.experiment(identifier).gate
+        return from_json(GateReport, read_json(path), source=str(path))

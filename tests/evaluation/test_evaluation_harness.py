@@ -1,0 +1,158 @@
+"""What lm-eval is told equals a token-by-token computation in float64."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from evaluation_toy import VOCAB, Bytes, Toy, texts
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.evaluation.harness import HarnessModel, Logits, run_tasks
+from asiarch_hpc.evaluation.tasks import build_tasks
+
+EOS = Bytes.eos
+
+
+def loud_toy() -> Toy:
+    """Random weights whose predictions are far from uniform."""
+    model = Toy(seed=3)
+    torch.nn.init.normal_(model.head.weight, std=2.0)
+    return model.eval()
+
+
+TOY = loud_toy()
+
+
+@torch.no_grad()
+def naive(ids: list[int], count: int, limit: int) -> tuple[float, bool]:
+    """Log-likelihood of the last `count` ids, one model call a token, each after at most the whole window's ids."""
+    total, greedy = 0.0, True
+    window = ids[-limit - 1 :]
+    for at in range(len(window) - count, len(window)):
+        logits = TOY(torch.tensor([window[:at]]))[0, -1].double()
+        total += float(torch.log_softmax(logits, -1)[window[at]])
+        greedy = greedy and int(logits.argmax()) == window[at]
+    return total, greedy
+
+
+def harness(logits: Logits = TOY, *, max_length: int = 24, batch_size: int = 3) -> HarnessModel:
+    return HarnessModel(torch.no_grad()(logits), tokenizer=Bytes(), max_length=max_length, batch_size=batch_size)
+
+
+def requests(*args: tuple[str, ...]) -> list[SimpleNamespace]:
+    return [SimpleNamespace(args=arg) for arg in args]
+
+
+# lm-eval moves space at the end of a context to the continuation, which must still fit.
+contexts = st.text(max_size=30).filter(lambda text: len(text) - len(text.rstrip()) <= 2)
+
+
+@given(
+    pairs=st.lists(st.tuples(contexts, st.text("ab \né", min_size=1, max_size=8)), min_size=1, max_size=6),
+    batch_size=st.integers(1, 4),
+)
+@settings(deadline=None, max_examples=25)
+def test_likelihood_equals_the_naive_one(pairs: list[tuple[str, str]], batch_size: int) -> None:
+    found = harness(batch_size=batch_size).loglikelihood(requests(*pairs))
+    for (context, continuation), (value, greedy) in zip(pairs, found, strict=True):
+        count = (
+            len((context[len(context.rstrip()) :] + continuation).encode()) if context else len(continuation.encode())
+        )
+        expected, expected_greedy = naive([EOS, *(context + continuation).encode()], count, 24)
+        assert value == pytest.approx(expected, rel=1e-5, abs=1e-4)
+        assert greedy == expected_greedy
+
+
+@given(documents=st.lists(st.text(max_size=90), min_size=1, max_size=4), max_length=st.integers(1, 30))
+@settings(deadline=None, max_examples=25)
+def test_rolling_likelihood_scores_each_token_once(documents: list[str], max_length: int) -> None:
+    model = harness(max_length=max_length)
+    found = model.loglikelihood_rolling(requests(*((text,) for text in documents)))
+    assert model.scored_tokens == sum(len(text.encode()) for text in documents)
+    for text, value in zip(documents, found, strict=True):
+        ids = [EOS, *text.encode()]
+        expected = 0.0
+        for at in range(1, len(ids)):
+            # Windows of max_length tokens; the last one is moved back to be full.
+            end = min(-(-at // max_length) * max_length, len(ids) - 1)
+            start = max(0, end - max_length) if at > max_length else 0
+            expected += naive(ids[start : at + 1], 1, max_length)[0]
+        assert value == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
+def test_a_uniform_model_has_the_uniform_loss() -> None:
+    model = harness(lambda ids: torch.zeros(*ids.shape, VOCAB))
+    (value,) = model.loglikelihood_rolling(requests(("x" * 1000,)))
+    assert -value / 1000 == pytest.approx(math.log(VOCAB), rel=1e-6)
+
+
+def test_equal_inputs_are_computed_once_and_calls_keep_to_the_budget() -> None:
+    sizes: list[tuple[int, ...]] = []
+
+    def counting(ids: Tensor) -> Tensor:
+        sizes.append(tuple(ids.shape))
+        return TOY(ids)
+
+    found = harness(counting).loglikelihood(requests(*(("same context", choice) for choice in "abcdefgh")))
+    assert sizes == [(1, 13)]
+    assert len({value for value, _ in found}) == 8
+    sizes.clear()
+    harness(counting, max_length=24, batch_size=2).loglikelihood(requests(*((f"{i:08}", "x") for i in range(20))))
+    assert all(rows * length <= 48 for rows, length in sizes)
+    assert sum(rows for rows, _ in sizes) == 20
+
+
+def test_padding_is_on_the_right_and_invisible() -> None:
+    one = harness().loglikelihood(requests(("abc", "d")))
+    many = harness(batch_size=8).loglikelihood(requests(("abc", "d"), ("a much longer one", " x"), ("m", "xyz")))
+    assert many[0][0] == pytest.approx(one[0][0], abs=1e-5)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
+    def broken(ids: Tensor) -> Tensor:
+        return torch.full((*ids.shape, VOCAB), bad)
+
+    with pytest.raises(EvaluationError, match="not finite"):
+        harness(broken).loglikelihood(requests(("a", "b")))
+    with pytest.raises(EvaluationError, match="not finite"):
+        harness(broken).loglikelihood_rolling(requests(("ab",)))
+
+
+def test_requests_that_cannot_be_scored_say_why() -> None:
+    with pytest.raises(EvaluationError, match="adds no token"):
+        harness().loglikelihood(requests(("a", "")))
+    with pytest.raises(EvaluationError, match="50 tokens, the model reads 24"):
+        harness().loglikelihood(requests(("a", "b" * 50)))
+    with pytest.raises(EvaluationError, match="generated text"):
+        harness().generate_until(requests(("a", "{}")))
+
+
+def test_lm_eval_counts_what_a_direct_computation_counts(tmp_path: Path) -> None:
+    names = ["text_choice", "recall"]
+    documents = [text[:700] for text in texts()[:3]]
+    folder = build_tasks(texts(), names=names, questions=15, seed=0, folder=tmp_path, rolling=documents)
+    results = run_tasks(harness(max_length=64, batch_size=8), folder, [*names, "heldout_text"])
+    for name in names:
+        right = 0
+        for line in (folder / f"{name}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            pairs = [
+                (choice, row["continuation"]) if "continuation" in row else (row["context"], choice)
+                for choice in row["choices"]
+            ]
+            scores = [naive([EOS, *(a + b).encode()], len(b.encode()), 64)[0] for a, b in pairs]
+            right += max(range(len(scores)), key=scores.__getitem__) == row["answer"]
+        assert results[name]["acc,none"] == pytest.approx(right / 15)
+        assert results[name]["sample_len"] == 15
+    nats = -sum(harness(max_length=64).loglikelihood_rolling(requests(*((text,) for text in documents))))
+    size = sum(len(text.encode()) for text in documents)
+    assert results["heldout_text"]["bits_per_byte,none"] == pytest.approx(nats / size / math.log(2))

@@ -1,0 +1,114 @@
+"""A small language model with exchangeable blocks, and designs for it: sound, defective, hostile."""
+
+from __future__ import annotations
+
+import functools
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asiarch_hpc.config import GateConfig
+from asiarch_hpc.gate.check import check
+from asiarch_hpc.gate.measure import Measurement, measure
+from asiarch_hpc.records import GateReport
+
+VOCAB, DIM, DEPTH, LENGTH = 48, 16, 2, 64
+CONFIG = GateConfig(
+    timeout_s=60.0, lengths=[1, 33, LENGTH], causality_length=130, exponent_lengths=[64, 128, 256], learn_steps=4
+)
+
+
+class ToyModel(nn.Module):
+    """Embedding, blocks, LayerNorm, head; a block is `(X [batch, length, dim], **Z) -> (X, Z)`."""
+
+    def __init__(self, block: Callable[..., nn.Module], dim: int, depth: int) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(VOCAB, dim)
+        self.blocks = nn.ModuleList(block(dim, 2, layer_idx=layer) for layer in range(depth))
+        self.norm = nn.LayerNorm(dim)
+        self.head = nn.Linear(dim, VOCAB, bias=False)
+
+    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, z = self.embedding(ids), {}
+        for block in self.blocks:
+            x, z = block(x, **z)
+        return self.head(self.norm(x)), z.get("auxiliary_loss")
+
+    def non_embedding_parameters(self) -> int:
+        return sum(p.numel() for p in self.parameters()) - 2 * VOCAB * self.norm.weight.numel()
+
+
+def design(mix: str, init: str = "", before: str = "") -> str:
+    """Source of a residual block whose mixer is `mix`: statements from `x` (normalised input) to `y`."""
+    return (
+        "import math\nimport torch\nimport torch.nn.functional as F\nfrom torch import nn\n"
+        + textwrap.dedent(before)
+        + "\nclass Block(nn.Module):\n"
+        "    def __init__(self, dim, heads, layer_idx=0, device=None, dtype=None):\n"
+        "        super().__init__()\n"
+        "        self.dim, self.layer = dim, layer_idx\n"
+        "        self.norm, self.into, self.out = nn.LayerNorm(dim), nn.Linear(dim, dim), nn.Linear(dim, dim)\n"
+        + textwrap.indent(textwrap.dedent(init), " " * 8)
+        + "\n    def forward(self, X, **Z):\n"
+        "        x = self.into(self.norm(X))\n"
+        "        B, L, D = x.shape\n" + textwrap.indent(textwrap.dedent(mix), " " * 8) + "\n"
+        "        return X + self.out(y), Z\n"
+    )
+
+
+SOUND_MIX = "y = x.cumsum(1) / torch.arange(1, L + 1, device=x.device)[:, None]"
+REFERENCE = design(SOUND_MIX)
+
+
+def builder(source: str) -> Callable[[int, int], nn.Module]:
+    """Builds toy models from a design's source, as the backbone does for real ones."""
+
+    def build(dim: int, depth: int) -> nn.Module:
+        namespace: dict[str, Any] = {"__name__": "design"}
+        exec(compile(source, "<design>", "exec"), namespace)
+        return ToyModel(namespace["Block"], dim, depth)
+
+    return build
+
+
+@functools.cache
+def reference_model() -> ToyModel:
+    torch.manual_seed(0)
+    model = builder(REFERENCE)(DIM, DEPTH)
+    assert isinstance(model, ToyModel)
+    return model
+
+
+@functools.cache
+def reference_cost() -> Measurement:
+    return measure(reference_model(), VOCAB, LENGTH, config=CONFIG)
+
+
+def real_text(rows: int = 4) -> Tensor:
+    """[rows, LENGTH + 1] ids of this folder's source text, folded into the vocabulary."""
+    text = Path(__file__).read_bytes()
+    ids = torch.tensor(list(text[: rows * (LENGTH + 1)])) % VOCAB
+    return ids.view(rows, LENGTH + 1)
+
+
+def run_check(source: str, writable: Path, *, config: GateConfig = CONFIG, **changes: Any) -> GateReport:
+    arguments: dict[str, Any] = {
+        "build": builder(source),
+        "vocab": VOCAB,
+        "length": LENGTH,
+        "size": lambda: (DIM, DEPTH),
+        "target_parameters": reference_model().non_embedding_parameters(),
+        "reference": reference_cost(),
+        "text": real_text(),
+        "seed": 0,
+        "writable": writable,
+    }
+    return check(source, config=config, **(arguments | changes))
+
+
+def codes(report: GateReport, severity: str = "reject") -> set[str]:
+    return {finding.code for finding in report.findings if finding.severity == severity}

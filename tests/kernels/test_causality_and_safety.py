@@ -1,0 +1,160 @@
+"""Later tokens never reach earlier outputs; bad arguments and ambient settings do no silent harm."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+import torch
+
+from kernels.delta_rule import delta_rule
+from kernels.linear_attention import linear_attention
+from kernels.linear_scan import linear_scan
+from kernels.long_convolution import long_convolution
+from kernels.short_convolution import short_convolution
+from kernels.ttt_linear import ttt_linear
+from tests.kernels.cases import CASES, Case, Sizes, gradients, requiring_grad
+
+NAMED = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+LENGTH = 140
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("value", [-3.0, -1e4, -1e30, -torch.inf, torch.inf, torch.nan])
+@NAMED
+def test_no_token_reaches_an_earlier_output(case: Case, value: float, device: str) -> None:
+    """Bit for bit, whatever the later token holds, and whichever operand holds it."""
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    operands = case.operands(Sizes(length=LENGTH, key=5, value=6), dtype=torch.float32)
+    operands = {name: x.to(device) for name, x in operands.items()}
+    before = case.run(operands)[0]
+    for name in case.tokens:
+        for position in (1, 40, 63, 64, 100, LENGTH - 1):
+            changed = operands[name].clone()
+            changed[:, position:] = value
+            after = case.run(operands | {name: changed})[0]
+            assert torch.equal(after[:, :position], before[:, :position]), (name, position)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@NAMED
+def test_a_non_finite_token_is_never_hidden(case: Case, value: float) -> None:
+    operands = case.operands(Sizes(length=LENGTH), dtype=torch.float32)
+    for name in case.tokens:
+        changed = operands[name].clone()
+        changed[0, 70] = value
+        out = case.run(operands | {name: changed})[0]
+        # With a bonus, a token's output is read before its decay.
+        first = 71 if name == "log_decay" and "bonus" in operands else 70
+        assert not out[0, first].isfinite().any(), name
+        assert out[1].isfinite().all(), name
+        if case.chunked and name != "q":
+            assert not out[0, first:].isfinite().any(), name
+
+
+@NAMED
+def test_autocast_does_not_lower_the_precision(case: Case) -> None:
+    operands = requiring_grad(case.operands(Sizes(length=65), dtype=torch.float32))
+    expected = case.run(operands)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        results = case.run(operands)
+    for found, wanted in zip(results, expected, strict=True):
+        assert found.dtype == wanted.dtype
+        assert torch.equal(found, wanted)
+
+
+@NAMED
+def test_same_operands_same_bits(case: Case) -> None:
+    operands = requiring_grad(case.operands(Sizes(length=100), dtype=torch.float32))
+    first, second = case.run(operands), case.run(operands)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    one, two = gradients(first, operands), gradients(second, operands)
+    assert all(torch.equal(one[name], two[name]) for name in operands)
+
+
+@NAMED
+def test_no_gradient_is_kept_when_none_is_wanted(case: Case) -> None:
+    with torch.no_grad():
+        assert not any(result.requires_grad for result in case.run(requiring_grad(case.operands(Sizes()))))
+
+
+@NAMED
+def test_non_contiguous_operands(case: Case) -> None:
+    operands = case.operands(Sizes(length=33))
+    spread = {name: torch.stack((x, x), -1)[..., 0] for name, x in operands.items()}
+    assert not spread[case.tokens[0]].is_contiguous()
+    for found, wanted in zip(case.run(spread), case.run(operands), strict=True):
+        assert torch.equal(found, wanted)
+
+
+@NAMED
+def test_shapes_on_the_meta_device(case: Case) -> None:
+    operands = case.operands(Sizes(length=70))
+    results = case.run({name: x.to("meta") for name, x in operands.items()})
+    assert [x.shape for x in results] == [x.shape for x in case.run(operands)]
+
+
+@NAMED
+def test_work_grows_slower_than_the_square_of_the_length(case: Case) -> None:
+    """Peak bytes that a forward pass allocates, which bound its work, eight times the length apart."""
+
+    def allocated(length: int) -> int:
+        operands = case.operands(Sizes(batch=1, length=length, heads=1), dtype=torch.float32)
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            case.run(operands)
+        return sum(max(0, event.self_cpu_memory_usage) for event in profile.events() or [])
+
+    assert allocated(2048) < 8**1.5 * allocated(256)
+
+
+Q = torch.zeros(2, 6, 3, 4)
+GATE = torch.zeros(2, 6, 3)
+X = torch.zeros(2, 6, 4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: delta_rule(Q, Q[..., :2], Q, GATE), r"delta_rule: k has shape \[2, 6, 3, 2\], key is 2, expected 4"),
+        (lambda: delta_rule(Q, Q, Q, Q), "beta has shape .* expected the axes"),
+        (lambda: delta_rule(Q, Q, Q, GATE, chunk_size=0), "chunk_size is 0"),
+        (lambda: linear_attention(Q, Q, Q, Q[:, :5]), "log_decay has shape .* length is 5, expected 6"),
+        (lambda: linear_attention(Q[:, :0], Q[:, :0], Q[:, :0]), "length is 0, expected at least 1"),
+        (lambda: linear_attention(Q, Q, Q, chunk_size=-1), "chunk_size is -1"),
+        (lambda: ttt_linear(Q, Q, Q, GATE, *[torch.zeros(3, 4)] * 4), "weight has shape"),
+        (
+            lambda: ttt_linear(Q, Q, Q, GATE, torch.zeros(3, 4, 4), *[torch.zeros(3, 4)] * 3, chunk_size=0),
+            "chunk_size is 0",
+        ),
+        (lambda: short_convolution(X, torch.zeros(5, 4)), "dim is 5, expected 4"),
+        (lambda: short_convolution(X, torch.zeros(4, 4), activation="relu"), "activation is 'relu'"),  # type: ignore[arg-type]
+        (lambda: long_convolution(X, torch.zeros(4)), "filter has shape"),
+        (lambda: linear_scan(X, torch.zeros(3)), "dim is 3, expected 4"),
+    ],
+)
+def test_shapes_that_disagree_are_named(call: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()  # type: ignore[operator]
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"linear_scan: x has dtype torch.int64, expected a floating point tensor"):
+        linear_scan(X.long(), X)
+
+
+def test_reference_refuses_what_the_operation_refuses() -> None:
+    for case in CASES:
+        operands = case.operands(Sizes(length=3))
+        name = case.tokens[0]
+        broken = operands | {name: operands[name].unsqueeze(-1)}
+        messages = []
+        for run in (case.run, case.run_reference):
+            with contextlib.suppress(ValueError):
+                run(broken)
+                pytest.fail(f"{case.name} accepted {list(broken[name].shape)}")
+            with pytest.raises(ValueError, match=name) as caught:
+                run(broken)
+            messages.append(str(caught.value))
+        assert messages[0] == messages[1]

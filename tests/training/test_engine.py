@@ -1,0 +1,85 @@
+import pytest
+import torch
+
+from asiarch_hpc.config import ScaleConfig
+from asiarch_hpc.errors import ConfigError
+from asiarch_hpc.training.backbone import build_model
+from asiarch_hpc.training.data import IGNORED, Batch
+from asiarch_hpc.training.engine import TorchEngine, choose_device, choose_precision, token_loss
+
+
+def make_batch(vocab: int = 30, seed: int = 0) -> Batch:
+    ids = torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(seed))
+    return Batch(ids[:, :-1], ids[:, 1:], 16)
+
+
+def test_masked_positions_do_not_count() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
+    masked = targets.clone()
+    masked[:, 3:] = IGNORED
+    assert torch.equal(token_loss(logits, masked), token_loss(logits[:, :3], targets[:, :3]))
+
+
+def test_weights_survive_a_step_that_is_not_finite(source: str, scale: ScaleConfig) -> None:
+    poisoned = source.replace("return X +", "return X * float('nan') +")
+    model = build_model(poisoned, vocab=30, scale=scale, dim=16, depth=1, seed=0)
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    result = TorchEngine(model, scale).step(make_batch(), 0.1)
+    assert result.loss != result.loss
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+
+
+def test_decay_shrinks_matrices_only(source: str, scale: ScaleConfig) -> None:
+    scale.weight_decay = 0.5
+    frozen = source.replace("return X +", "return X + 0 *")
+    model = build_model(frozen, vocab=30, scale=scale, dim=16, depth=1, seed=0)
+    gate, norm = (model.get_parameter(f"blocks.0.block.{n}.weight") for n in ("gate", "norm"))
+    size = gate.norm().item()
+    TorchEngine(model, scale).step(make_batch(), 0.1)
+    assert gate.norm().item() == pytest.approx(size * (1 - 0.5 * 0.1), rel=1e-4)
+    assert torch.equal(norm, torch.ones(16))
+
+
+def test_clipping_reports_the_norm_before(source: str, scale: ScaleConfig) -> None:
+    norms = []
+    for clip in (1e9, 1e-3):
+        scale.grad_clip = clip
+        model = build_model(source, vocab=30, scale=scale, dim=16, depth=1, seed=0)
+        torch.manual_seed(0)
+        norms.append(TorchEngine(model, scale).step(make_batch(), 0.1).gradient_norm)
+    assert norms[0] == norms[1] > 1e-2
+
+
+def test_bf16_trains_where_asked_for(source: str, scale: ScaleConfig) -> None:
+    scale.precision, scale.device = "bf16", "cpu"
+    model = build_model(source, vocab=30, scale=scale, dim=16, depth=2, seed=0)
+    engine = TorchEngine(model, scale)
+    losses = [engine.step(make_batch(), 1e-2).loss for _ in range(30)]
+    assert (engine.device, engine.precision) == ("cpu", "bf16")
+    assert losses[-1] < losses[0] / 2
+    assert all(p.dtype == torch.float32 for p in model.parameters())
+
+
+@pytest.mark.parametrize(("device", "precision"), [("tpu", "auto"), ("cpu", "fp8")])
+def test_unknown_settings(device: str, precision: str) -> None:
+    with pytest.raises(ConfigError, match="was expected"):
+        choose_precision(precision, choose_device(device))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_a_missing_gpu_is_named_and_auto_falls_back() -> None:
+    with pytest.raises(ConfigError, match="no CUDA device"):
+        choose_device("cuda")
+    assert choose_device("auto").type == "cpu"
+    assert choose_precision("auto", torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_gpu_trains_in_bf16(source: str, scale: ScaleConfig) -> None:
+    model = build_model(source, vocab=30, scale=scale, dim=16, depth=2, seed=0)
+    engine = TorchEngine(model, scale)
+    losses = [engine.step(make_batch(), 1e-2).loss for _ in range(30)]
+    assert engine.precision == "bf16"
+    assert losses[-1] < losses[0] / 2

@@ -1,0 +1,232 @@
+import itertools
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from asiarch_hpc.config import ScaleConfig
+from asiarch_hpc.records import Json
+from asiarch_hpc.training import checkpoint
+from asiarch_hpc.training.corpus import Corpus
+from asiarch_hpc.training.loop import TrainOutcome, learning_rate, train
+from asiarch_hpc.training.monitor import TrainingStoppedError
+
+Run = Callable[..., TrainOutcome]
+
+
+@pytest.fixture
+def run(source: str, scale: ScaleConfig, corpus: Corpus, tmp_path: Path) -> Run:
+    """Trains the tiny design; keyword arguments replace those of `train`."""
+
+    def go(rows: list[Json] | None = None, text: str = source, **changes: object) -> TrainOutcome:
+        arguments: dict[str, object] = {
+            "scale": scale,
+            "dim": 16,
+            "depth": 2,
+            "corpus": corpus,
+            "seed": 0,
+            "checkpoint_path": tmp_path / "ck",
+            "on_metrics": (lambda row: None) if rows is None else rows.append,
+            "should_stop": lambda: False,
+            "clock": time.monotonic,
+        }
+        return train(text, **{**arguments, **changes})  # type: ignore[arg-type]
+
+    return go
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    asked = itertools.count()
+    return lambda: next(asked) >= steps
+
+
+def test_learns_and_reports(run: Run, tmp_path: Path) -> None:
+    rows: list[Json] = []
+    outcome = run(rows)
+    assert outcome.status == "finished"
+    assert outcome.final_loss < 0.7 * outcome.first_loss
+    assert [r["step"] for r in rows] == list(range(1, 31))
+    assert set(rows[0]) == {"step", "loss", "learning_rate", "gradient_norm", "step_seconds", "tokens"}
+    assert outcome.tokens == rows[-1]["tokens"] == 30 * 4 * 32
+    assert outcome.first_loss == rows[0]["loss"]
+    assert outcome.final_loss == pytest.approx(sum(r["loss"] for r in rows[-10:]) / 10)
+    assert outcome.tokens_per_second > 0
+    assert (outcome.device, outcome.precision, outcome.resumed) == ("cpu", "fp32", 0)
+    assert outcome.weights_path == tmp_path / "ck.weights"
+    weights, digest = checkpoint.load_weights(outcome.weights_path)
+    assert digest == outcome.weights_sha256
+    assert weights["head.weight"].shape == (257, 16)
+
+
+@pytest.mark.parametrize("at", [0, 1, 13, 29])
+def test_a_stopped_and_resumed_training_is_bit_identical(run: Run, tmp_path: Path, at: int) -> None:
+    whole: list[Json] = []
+    unbroken = run(whole, checkpoint_path=tmp_path / "whole")
+    parts: list[Json] = []
+    stopped = run(parts, should_stop=stop_after(at))
+    assert (stopped.status, stopped.steps, stopped.weights_path) == ("interrupted", at, None)
+    torch.rand(99)  # the random state of the process must not matter
+    resumed = run(parts)
+    assert (resumed.status, resumed.resumed) == ("finished", 1)
+    assert resumed.weights_sha256 == unbroken.weights_sha256
+    assert [r["loss"] for r in parts] == [r["loss"] for r in whole]
+    assert (resumed.tokens, resumed.first_loss, resumed.final_loss) == (
+        unbroken.tokens,
+        unbroken.first_loss,
+        unbroken.final_loss,
+    )
+
+
+def test_a_finished_training_asked_again_gives_the_same_weights(run: Run) -> None:
+    rows: list[Json] = []
+    assert run().weights_sha256 == run(rows).weights_sha256
+    assert rows == []
+
+
+def test_a_damaged_checkpoint_costs_one_interval(run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    unbroken = run(checkpoint_path=tmp_path / "whole")
+    run(should_stop=stop_after(10))
+    run(should_stop=stop_after(5))  # continues to step 15
+    (tmp_path / "ck").write_bytes((tmp_path / "ck").read_bytes()[:-7])
+    rows: list[Json] = []
+    outcome = run(rows)
+    assert rows[0]["step"] == 11
+    assert "damaged checkpoint" in caplog.text
+    assert outcome.weights_sha256 == unbroken.weights_sha256
+
+
+@pytest.mark.parametrize("change", [{"seed": 1}, {"dim": 24}, {"depth": 1}, {"learning_rate": 2e-2}, {"text": "#"}])
+def test_a_checkpoint_of_other_settings_is_not_continued(
+    run: Run, scale: ScaleConfig, source: str, change: dict[str, object]
+) -> None:
+    run(should_stop=stop_after(10))
+    if "learning_rate" in change:
+        change = {"scale": replace(scale, learning_rate=2e-2)}
+    if "text" in change:
+        change = {"text": source.replace("torch.sigmoid", "torch.tanh")}
+    rows: list[Json] = []
+    assert run(rows, **change).resumed == 0
+    assert rows[0]["step"] == 1
+
+
+def test_checkpoints_follow_the_clock(run: Run, scale: ScaleConfig, tmp_path: Path) -> None:
+    ticks = itertools.count()
+    written: list[int] = []
+
+    def note(row: Json) -> None:
+        path = tmp_path / "ck"
+        if path.exists():
+            written.append(path.stat().st_mtime_ns)
+
+    run(scale=replace(scale, checkpoint_seconds=30.0), on_metrics=note, clock=lambda: float(next(ticks)))
+    assert 2 <= len(set(written)) <= 5
+
+
+def test_kill_dash_nine_loses_nothing(
+    run: Run, source: str, scale: ScaleConfig, corpus: Corpus, tmp_path: Path
+) -> None:
+    unbroken = run(checkpoint_path=tmp_path / "whole")
+    (tmp_path / "design.py").write_text(source)
+    code = f"""
+import time
+from pathlib import Path
+from asiarch_hpc.config import ScaleConfig
+from asiarch_hpc.training.corpus import open_corpus
+from asiarch_hpc.training.loop import train
+train(Path({str(tmp_path / "design.py")!r}).read_text(), scale=ScaleConfig(**{asdict(scale)!r}), dim=16, depth=2,
+      corpus=open_corpus(Path({str(corpus.path)!r})), seed=0, checkpoint_path=Path({str(tmp_path / "ck")!r}),
+      on_metrics=lambda row: print(row["step"], flush=True), should_stop=lambda: False, clock=time.monotonic)
+""".replace("'checkpoint_seconds': 1000000000.0", "'checkpoint_seconds': 0.0")
+    assert "'checkpoint_seconds': 0.0" in code
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    for line in child.stdout:
+        if int(line) == 9:
+            break
+    os.kill(child.pid, signal.SIGKILL)
+    child.communicate()
+    assert child.returncode == -signal.SIGKILL
+    rows: list[Json] = []
+    outcome = run(rows)
+    assert outcome.resumed == 1
+    assert rows[0]["step"] >= 9  # step 9 may have been cut off before its checkpoint
+    assert outcome.weights_sha256 == unbroken.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "cause", "message"),
+    [
+        ("mean = ", "mean = X @ X + ", "design_error", "step 1: RuntimeError"),
+        ("mean = ", "raise SystemExit(3) ; mean = ", "design_error", "SystemExit: 3"),
+        ("self.norm = ", "raise KeyError('no') ; self.norm = ", "design_error", "building at dim=16, depth=2: .*'no'"),
+        ("class Block", "class Blok", "design_error", "Blok"),
+        ("return X +", "return X * float('inf') +", "non_finite_loss", "step 1: the loss is nan"),
+        ("return X +", "return X.sign() * (X * 0).abs().sqrt() +", "non_finite_loss", "gradient norm is nan"),
+    ],
+)
+def test_a_failing_design_stops_with_its_cause(
+    run: Run, source: str, old: str, new: str, cause: str, message: str
+) -> None:
+    with pytest.raises(TrainingStoppedError, match=message) as stopped:
+        run(text=source.replace(old, new))
+    assert stopped.value.cause == cause
+
+
+def test_limits_stop_with_their_cause(run: Run, scale: ScaleConfig) -> None:
+    with pytest.raises(TrainingStoppedError, match="step 1: the loss is 5") as stopped:
+        run(scale=replace(scale, loss_limit=2.0))
+    assert stopped.value.cause == "diverged"
+    ticks = itertools.count(step=50)
+    rows: list[Json] = []
+    with pytest.raises(TrainingStoppedError) as stopped:
+        run(rows, clock=lambda: float(next(ticks)))
+    assert stopped.value.cause == "too_slow"
+    assert len(rows) == 6
+
+
+def test_the_auxiliary_loss_is_trained_on_but_not_reported(run: Run, source: str) -> None:
+    pushed = source.replace(
+        "        return X",
+        "        Z['auxiliary_loss'] = 1e3 * (self.norm.weight - 2).square().sum()\n        return X",
+    )
+    outcome = run(text=pushed)
+    assert outcome.first_loss < 6
+    assert outcome.weights_path is not None
+    weights, _ = checkpoint.load_weights(outcome.weights_path)
+    assert weights["blocks.0.block.norm.weight"].mean() > 1.1
+
+
+def test_the_process_is_left_as_it_was(run: Run) -> None:
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    run()
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+@given(
+    steps=st.integers(1, 500),
+    warmup=st.integers(0, 600),
+    decay=st.floats(0, 1),
+    peak=st.floats(1e-6, 1),
+)
+@settings(deadline=None)
+def test_schedule(steps: int, warmup: int, decay: float, peak: float) -> None:
+    rates = [learning_rate(s, steps=steps, peak=peak, warmup_steps=warmup, decay_fraction=decay) for s in range(steps)]
+    assert all(0 < rate <= peak for rate in rates)
+    top = rates.index(max(rates))
+    assert all(a <= b for a, b in itertools.pairwise(rates[: top + 1]))  # up, then stays, then down
+    assert all(a >= b for a, b in itertools.pairwise(rates[top:]))
+    decaying = round(decay * steps)
+    if warmup + decaying <= steps:
+        assert rates[warmup : steps - decaying + 1] == [peak] * len(rates[warmup : steps - decaying + 1])
+    if decaying and warmup <= 1:
+        assert rates[-1] == pytest.approx(peak / decaying)

@@ -1,0 +1,54 @@
+import math
+import pickle
+
+import pytest
+
+from asiarch_hpc.errors import TrainingError
+from asiarch_hpc.training.monitor import Monitor, TrainingStoppedError
+
+
+def feed(monitor: Monitor, **numbers: float) -> None:
+    monitor.check(1, **{"loss": 3.0, "gradient_norm": 1.0, "seconds": 0.1, **numbers})
+
+
+@pytest.fixture
+def monitor() -> Monitor:
+    return Monitor(loss_limit=20.0, step_seconds_limit=1.0)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "cause"),
+    [
+        ({"loss": math.nan}, "non_finite_loss"),
+        ({"loss": math.inf}, "non_finite_loss"),
+        ({"gradient_norm": math.nan}, "non_finite_loss"),
+        ({"gradient_norm": math.inf}, "non_finite_loss"),
+        ({"loss": 20.0}, "diverged"),
+        ({"loss": 1e30}, "diverged"),
+    ],
+)
+def test_bad_numbers_stop_at_once(monitor: Monitor, numbers: dict[str, float], cause: str) -> None:
+    with pytest.raises(TrainingStoppedError) as stopped:
+        feed(monitor, **numbers)
+    assert stopped.value.cause == cause
+    assert isinstance(stopped.value, TrainingError)
+
+
+def test_a_limit_that_is_not_a_number_stops_rather_than_lets_through() -> None:
+    with pytest.raises(TrainingStoppedError):
+        feed(Monitor(loss_limit=math.nan, step_seconds_limit=1.0))
+
+
+def test_five_slow_steps_stop_but_the_first_step_and_single_ones_do_not(monitor: Monitor) -> None:
+    feed(monitor, seconds=500.0)
+    for seconds in (9.0, 0.1, 9.0, 0.1, 0.1, 0.1, 9.0, 0.1, 9.0):
+        feed(monitor, seconds=seconds)
+    feed(monitor, seconds=0.1)  # the last five are now 0.1, 9, 0.1, 9, 0.1: one more slow step turns the median
+    with pytest.raises(TrainingStoppedError, match=r"median of the last 5 steps is 9\.00 s") as stopped:
+        feed(monitor, seconds=9.0)
+    assert stopped.value.cause == "too_slow"
+
+
+def test_the_cause_survives_a_process_boundary() -> None:
+    again = pickle.loads(pickle.dumps(TrainingStoppedError("diverged", "step 3: …")))
+    assert (again.cause, str(again)) == ("diverged", "step 3: …")
