@@ -60,7 +60,7 @@ def explore(options: argparse.Namespace) -> int:
             return 0
         finally:
             screen.close()
-        controller.record({"event": "finished", "reason": reason})
+        controller.finish(reason)
         screen.show(_snapshot(controller))
         screen.close()
         _print_end(layout, controller.state, controller.config)
@@ -112,10 +112,10 @@ def rebuild(options: argparse.Namespace) -> int:
 
 def check(options: argparse.Namespace) -> int:
     """Passes a design file through the gate and prints the report."""
-    from jobs import check as job  # torch is loaded for this command only
+    from jobs.check import check_file  # torch is loaded for this command only
 
     config = load_config(options.config, options.overrides)
-    passed, text = job.check_file(options.file, config, corpora=options.results / "corpora")
+    passed, text = check_file(options.file, config, RunLayout(options.results / "check"))
     print(text)
     return 0 if passed else 1
 
@@ -195,8 +195,10 @@ def _parser() -> argparse.ArgumentParser:
     explore_parser.add_argument("--run", help="name of the run; default: the configuration's name")
     for function in (tick, status, rebuild):
         add(function, configured=False).add_argument("--run", default="laptop")
-    check_parser = add(check, configured=True)
-    check_parser.add_argument("--file", type=Path, required=True, help="layer program, composed block or units.json")
+    check_parser = add(check, configured=False)
+    check_parser.add_argument("file", type=Path, help="layer program, composed block, or units.json")
+    check_parser.add_argument("--config", default="laptop", help="name in configs/, or a YAML file")
+    check_parser.add_argument("overrides", nargs="*", metavar="group.key=value")
     return parser
 
 

@@ -6,7 +6,6 @@ import functools
 import itertools
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -124,23 +123,31 @@ class Breeding:
 
 def examine(space: Workspace, source: str, *, reference: str | None, scratch: Path) -> GateReport:
     """The gate's report on a design, beside the reference baseline's (None: it is the reference itself)."""
-    scale, config = space.config.scale, space.config.gate
-    count = functools.partial(_count, source, space)
     if reference is None:
-        measured, target = None, count(scale.dim, scale.depth)
-        size: Callable[[], tuple[int, int]] = lambda: (scale.dim, scale.depth)  # noqa: E731
-    else:
-        report = space.gate_report(reference)
-        measured, target = _measurement(report), report.parameters
-        size = functools.partial(
-            match_size,
-            count,
-            target=target,
+        scale = space.config.scale
+        return examine_beside(space, source, None, _count(source, space, scale.dim, scale.depth), scratch)
+    report = space.gate_report(reference)
+    return examine_beside(space, source, _measurement(report), report.parameters, scratch)
+
+
+def examine_beside(
+    space: Workspace, source: str, reference: Measurement | None, parameters: int, scratch: Path
+) -> GateReport:
+    """The gate's report on a design that is to match `parameters`; at the run's size where there is no reference."""
+    scale, config = space.config.scale, space.config.gate
+
+    def size() -> tuple[int, int]:
+        if reference is None:
+            return scale.dim, scale.depth
+        return match_size(
+            functools.partial(_count, source, space),
+            target=parameters,
             reference_dim=scale.dim,
             reference_depth=scale.depth,
             dim_step=config.dim_step,
             tolerance=config.parameter_tolerance,
         )
+
     return check(
         source,
         config=config,
@@ -150,8 +157,8 @@ def examine(space: Workspace, source: str, *, reference: str | None, scratch: Pa
         vocab=space.corpus.vocab,
         length=scale.length,
         size=size,
-        target_parameters=target,
-        reference=measured,
+        target_parameters=parameters,
+        reference=reference,
         text=_text(space),
         seed=space.config.search.seed,
         writable=scratch,

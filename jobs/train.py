@@ -62,6 +62,7 @@ def run(attempt: Attempt, arguments: Json) -> Json:
     trial.root.mkdir(parents=True, exist_ok=True)
     _, source = space.design(identifier)
     gate = space.gate_report(identifier)
+    print(f"attempt {attempt.token} at {identifier} {name}: dim {gate.dim}, depth {gate.depth}")
     try:
         outcome = _train(attempt, space, trial, source, gate, seed)
         evaluation = _evaluate(attempt, space, trial, source, gate, seed, outcome)
@@ -70,30 +71,34 @@ def run(attempt: Attempt, arguments: Json) -> Json:
         failure = {"stage": error.stage, "cause": error.cause, "message": str(error)[:4000], "attempt": attempt.token}
         write_json(trial.failure, failure)
         raise
-    record = TrialRecord(
-        experiment=identifier,
-        name=name,
+    record = _record(attempt, space, trial, gate, seed, outcome)
+    print(
+        f"trained {record.steps} steps, {record.tokens} tokens in {record.train_seconds:.1f} s on {record.device} "
+        f"({record.precision}): loss {record.first_loss:.4f} -> {record.final_loss:.4f}\n"
+        f"evaluated in {evaluation.seconds:.1f} s: {evaluation.bits_per_byte:.4f} bits per byte (untrained "
+        f"{evaluation.untrained_bits_per_byte:.4f}), benchmark {evaluation.benchmark:.3f}"
+    )
+    attempt.check_current()
+    _finish(trial, record, evaluation, keep_weights=space.config.scale.keep_weights)
+    return {"trial": to_json(record), "evaluation": to_json(evaluation)}
+
+
+def _record(
+    attempt: Attempt, space: Workspace, trial: TrialLayout, gate: GateReport, seed: int, outcome: dict[str, Any]
+) -> TrialRecord:
+    same = ("parameters", "steps", "tokens", "first_loss", "final_loss", "tokens_per_second", "weights_sha256")
+    return TrialRecord(
+        experiment=trial.root.parent.parent.name,
+        name=trial.root.name,
         scale=space.config.scale.name,
         seed=seed,
         attempt=attempt.token,
         dim=gate.dim,
         depth=gate.depth,
-        parameters=outcome["parameters"],
-        steps=outcome["steps"],
-        tokens=outcome["tokens"],
-        first_loss=outcome["first_loss"],
-        final_loss=outcome["final_loss"],
         train_seconds=outcome["seconds"],
-        tokens_per_second=outcome["tokens_per_second"],
-        weights_sha256=outcome["weights_sha256"],
         corpus_key=space.corpus.key,
-        device=outcome["device"],
-        precision=outcome["precision"],
-        resumed=outcome["resumed"],
+        **{name: outcome[name] for name in (*same, "device", "precision", "resumed")},
     )
-    attempt.check_current()
-    _finish(trial, record, evaluation, keep_weights=space.config.scale.keep_weights)
-    return {"trial": to_json(record), "evaluation": to_json(evaluation)}
 
 
 def _train(

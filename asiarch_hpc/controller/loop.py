@@ -17,7 +17,7 @@ from asiarch_hpc.config import Config
 from asiarch_hpc.controller import intake, scoring, works
 from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, Scheduler
 from asiarch_hpc.controller.state import Busy, Event, RunState, WorkSpec
-from asiarch_hpc.errors import AsiarchError, RecordError, SchedulerError, StoreError, TrainingError
+from asiarch_hpc.errors import AsiarchError, EvaluationError, RecordError, SchedulerError, StoreError, TrainingError
 from asiarch_hpc.records import Generation, from_json, to_json
 from asiarch_hpc.search import population
 from asiarch_hpc.search.population import Population
@@ -26,6 +26,7 @@ from asiarch_hpc.store.journal import Journal
 from asiarch_hpc.store.layout import RunLayout
 from asiarch_hpc.store.lease import Lease
 
+FAREWELL_SECONDS = 5.0  # a local job needs a moment to end after its result
 LOG_BYTES = 65_536  # of a job's log, kept beside its trial
 
 
@@ -116,6 +117,15 @@ class Controller:
         """Ends the jobs under way; they stop at a checkpoint where they can, and go on in the next start."""
         self._scheduler.cancel([busy.job for busy in self.state.busy.values()])
 
+    def finish(self, reason: str) -> None:
+        """Notes the end of the run, and removes what the last jobs left once they are gone."""
+        self.record({"event": "finished", "reason": reason})
+        if self._scheduler.name == "local":
+            deadline = time.monotonic() + FAREWELL_SECONDS
+            while (known := self._scheduler.query()) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            self._clean_job_folders(known)
+
     def close(self) -> None:
         """Gives the run free."""
         self._lease.release()
@@ -189,7 +199,19 @@ class Controller:
     def _score(self) -> None:
         if not self.state.stats and (stats := scoring.baselines(self.state, self.config)):
             self.record({"event": "baselines", "stats": [to_json(s) for s in stats]})
-        for score in scoring.unscored(self.state, self.config):
+        for experiment in scoring.unscored(self.state, self.config):
+            try:
+                score = scoring.score(experiment, self.state, self.config)
+            except EvaluationError as error:
+                place = {
+                    "slot": None,
+                    "attempt": None,
+                    "experiment": experiment.id,
+                    "trial": max(experiment.evaluations),
+                }
+                failure = {"stage": "scoring", "cause": "refused", "message": str(error)}
+                self.record({"event": "failed", "key": f"score-{experiment.id}", **failure, **place})
+                continue
             folder = self.layout.experiment(score.experiment)
             write_json(folder.assessment, {"judge": to_json(score.judgement), "analysis": None, "cognitions": []})
             write_json(folder.score, to_json(score))

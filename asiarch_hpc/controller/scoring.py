@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 from asiarch_hpc.config import Config
@@ -11,7 +10,7 @@ from asiarch_hpc.controller.works import baseline_names, trials_of
 from asiarch_hpc.records import BaselineStats, Generation, Score
 from asiarch_hpc.search import fitness, judge_rule, population
 from asiarch_hpc.search.baselines import baseline_stats
-from asiarch_hpc.search.pool import build_generation, scored_before
+from asiarch_hpc.search.pool import build_generation
 
 
 def baselines(state: RunState, config: Config) -> tuple[BaselineStats, ...]:
@@ -28,30 +27,36 @@ def complete(experiment: ExperimentState, config: Config) -> bool:
     return set(trials_of(experiment, config)) <= set(experiment.evaluations)
 
 
-def unscored(state: RunState, config: Config) -> Iterator[Score]:
-    """Scores that can be computed now, in the order in which the designs were proposed."""
+def unscored(state: RunState, config: Config) -> list[ExperimentState]:
+    """Experiments whose score can be computed now, in the order in which they were proposed."""
     if not state.stats:
-        return
-    reference = state.stats[0]
-    for experiment in state.experiments.values():
-        if experiment.id in state.scores or experiment.failures or not complete(experiment, config):
-            continue
-        evaluations = [experiment.evaluations[trial] for trial in sorted(experiment.evaluations)]
-        judgement = judge_rule.judge(experiment.name, experiment.gate, reference, config.fitness)
-        yield fitness.score(
-            evaluations,
-            judgement,
-            reference=reference,
-            baselines=state.stats,
-            config=config.fitness,
-            slot=experiment.slot,
-        )
+        return []
+    return [
+        experiment
+        for experiment in state.experiments.values()
+        if experiment.id not in state.scores and not experiment.failures and complete(experiment, config)
+    ]
+
+
+def score(experiment: ExperimentState, state: RunState, config: Config) -> Score:
+    """The fitness of one experiment.
+
+    Raises:
+        EvaluationError: its numbers cannot be believed.
+    """
+    return fitness.score(
+        [experiment.evaluations[trial] for trial in sorted(experiment.evaluations)],
+        judge_rule.judge(experiment.name, experiment.gate, state.stats[0], config.fitness),
+        reference=state.stats[0],
+        baselines=state.stats,
+        config=config.fitness,
+        slot=experiment.slot,
+    )
 
 
 def generation(number: int, state: RunState, config: Config) -> Generation:
     """The pool generation of that number; a function of the closed slots alone."""
     through = population.through_slot(number, config.search)
-    scores = list(state.scores.values())
-    built = build_generation(number, scores, state.stats, config.search, through)
+    built = build_generation(number, list(state.scores.values()), state.stats, config.search, through)
     tried = (e.id for e in state.experiments.values() if e.slot is None or e.slot < through)
-    return replace(built, scored=scored_before(scores, through), tried=tuple(sorted(tried)))
+    return replace(built, tried=tuple(sorted(tried)))

@@ -193,7 +193,7 @@ def _check_causal(
     if rows < 2:
         return  # too little text for two full rows
     plain = torch.tensor(ids[: rows * length]).view(rows, length)
-    cuts = torch.linspace(2, length - 1, rows).long()
+    cuts = torch.linspace(1, length - 1, rows).long()
     before = torch.arange(length)[None, :] < cuts[:, None]
     spliced = torch.where(before, plain, plain.roll(1, 0))
     first = _log_probabilities(logits(plain), plain, before)
@@ -208,9 +208,12 @@ def _check_causal(
 
 
 def _log_probabilities(logits: Tensor, ids: Tensor, before: Tensor) -> Tensor:
-    """Log-probability of each next token that lies before its row's cut: `[count]`, nats."""
+    """Log-probability of the original next token at each place before its row's cut: `[count]`, nats.
+
+    At the last of them that token itself was replaced, so that a look one token ahead shows.
+    """
     values = torch.log_softmax(logits[:, :-1].float(), -1).gather(2, ids[:, 1:, None])[..., 0]
-    return values[before[:, 1:]]
+    return values[before[:, :-1]]
 
 
 def _task_scores(

@@ -81,6 +81,7 @@ class TorchEngine:
             ],
             lr=scale.learning_rate,
             betas=(first, second),
+            fused=True,
         )
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:

@@ -22,20 +22,8 @@ from asiarch_hpc.records import Evaluation
 
 VOCAB = 257
 LENGTH = 96
-MODULES = (
-    "argparse",
-    "ast",
-    "copy",
-    "csv",
-    "enum",
-    "glob",
-    "heapq",
-    "pprint",
-    "shlex",
-    "textwrap",
-    "queue",
-    "fractions",
-)
+_NAMES = "argparse ast copy csv enum glob heapq pprint shlex textwrap queue fractions"
+MODULES = _NAMES.split()
 
 
 class Bytes:

@@ -58,6 +58,15 @@ def require(rung: str, threat: Any) -> None:
         pytest.skip(f"rung {rung} does not claim to hold {threat!r} on this kernel")
 
 
+@pytest.fixture
+def mark(rung: str) -> Iterator[str]:
+    """A word for the command lines of a test's processes; none of them outlives the test."""
+    word = f"asiarch-left-{os.getpid()}-{rung}"
+    yield word
+    for process in sleepers(word):
+        os.kill(process, signal.SIGKILL)
+
+
 def sleepers(mark: str) -> list[int]:
     """Processes whose command line carries the mark."""
     found = []
@@ -377,9 +386,7 @@ def test_network(run: Callable[..., Outcome], rung: str) -> None:
         assert run(work, network=True).result is True
 
 
-def test_daemons_end_with_the_call(run: Callable[..., Outcome], rung: str) -> None:
-    mark = f"asiarch-daemon-{os.getpid()}-{rung}"
-
+def test_daemons_end_with_the_call(run: Callable[..., Outcome], mark: str) -> None:
     def work() -> str:
         if os.fork() == 0:
             os.setsid()
@@ -393,8 +400,7 @@ def test_daemons_end_with_the_call(run: Callable[..., Outcome], rung: str) -> No
     assert sleepers(mark) == []
 
 
-def test_daemons_end_when_the_caller_is_killed(rung: str, tmp_path: Path) -> None:
-    mark = f"asiarch-orphan-{os.getpid()}-{rung}"
+def test_daemons_end_when_the_caller_is_killed(rung: str, mark: str, tmp_path: Path) -> None:
     script = """
         import os, sys, time
         from pathlib import Path

@@ -13,11 +13,17 @@ from kernels.linear_scan import linear_scan
 from kernels.long_convolution import long_convolution
 from kernels.short_convolution import short_convolution
 from kernels.ttt_linear import ttt_linear
-from tests.kernels.cases import CASES, Case, Sizes, gradients, requiring_grad
+from tests.kernels.cases import CASES, Case, Operands, Sizes, gradients, requiring_grad
 
 NAMED = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 LENGTH = 140
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def operands_on(device: str, case: Case, sizes: Sizes) -> Operands:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    return {name: x.to(device) for name, x in case.operands(sizes, dtype=torch.float32).items()}
 
 
 @pytest.mark.parametrize("device", DEVICES)
@@ -25,10 +31,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 @NAMED
 def test_no_token_reaches_an_earlier_output(case: Case, value: float, device: str) -> None:
     """Bit for bit, whatever the later token holds, and whichever operand holds it."""
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
-    operands = case.operands(Sizes(length=LENGTH, key=5, value=6), dtype=torch.float32)
-    operands = {name: x.to(device) for name, x in operands.items()}
+    operands = operands_on(device, case, Sizes(length=LENGTH, key=5, value=6))
     before = case.run(operands)[0]
     for name in case.tokens:
         for position in (1, 40, 63, 64, 100, LENGTH - 1):
@@ -54,20 +57,22 @@ def test_a_non_finite_token_is_never_hidden(case: Case, value: float) -> None:
             assert not out[0, first:].isfinite().any(), name
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @NAMED
-def test_autocast_does_not_lower_the_precision(case: Case) -> None:
-    operands = requiring_grad(case.operands(Sizes(length=65), dtype=torch.float32))
+def test_autocast_does_not_lower_the_precision(case: Case, device: str) -> None:
+    operands = requiring_grad(operands_on(device, case, Sizes(length=65)))
     expected = case.run(operands)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast(device, dtype=torch.bfloat16):
         results = case.run(operands)
     for found, wanted in zip(results, expected, strict=True):
         assert found.dtype == wanted.dtype
         assert torch.equal(found, wanted)
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @NAMED
-def test_same_operands_same_bits(case: Case) -> None:
-    operands = requiring_grad(case.operands(Sizes(length=100), dtype=torch.float32))
+def test_same_operands_same_bits(case: Case, device: str) -> None:
+    operands = requiring_grad(operands_on(device, case, Sizes(length=100)))
     first, second = case.run(operands), case.run(operands)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
     one, two = gradients(first, operands), gradients(second, operands)

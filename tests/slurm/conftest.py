@@ -63,10 +63,14 @@ class Cluster:
             stderr=subprocess.PIPE,
         )
 
-    def remove(self) -> None:
+    def stop(self) -> None:
         if self._process:
             self._process.communicate(timeout=400)
-        self.run("stop").communicate(timeout=120)
+        self._process = self.run("stop")
+
+    def remove(self) -> None:
+        assert self._process
+        self._process.communicate(timeout=120)
         shutil.rmtree(self.folder)
 
 
@@ -93,6 +97,8 @@ def clusters(slurm_packages: None) -> Iterator[dict[str, Cluster]]:
         made["accounting"].begin()
         yield made
     finally:
+        for cluster in made.values():
+            cluster.stop()
         for cluster in made.values():
             cluster.remove()
 

@@ -93,11 +93,11 @@ def slow_jobs(
         patch.setenv("SLURM_CONF", clusters["plain"].conf)
         patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         campaign = Campaign(tmp_path_factory.mktemp("slow"))
-        minute = ResourceConfig(timeout_min=1, memory_gb=0.1, slurm={"exclude": "n1"})
-        limited = campaign.submit("stop_and_resume", "stop_and_resume", resources=minute)
         [orphaned] = campaign.submit("survive_node", resources=ResourceConfig(timeout_min=10, memory_gb=0.1))
         campaign.running([orphaned])
         assert campaign.environment(orphaned)["SLURM_JOB_NODELIST"] == "n1"
+        minute = ResourceConfig(timeout_min=1, memory_gb=0.1, slurm={"exclude": "n1"})
+        limited = campaign.submit("stop_and_resume", "stop_and_resume", resources=minute)
         os.kill(clusters["plain"].pid("n1"), signal.SIGKILL)
     return campaign, limited, orphaned
 
@@ -326,7 +326,7 @@ def test_nothing_is_lost_or_doubled_while_slurms_controller_is_away(accounting: 
         names = [job.name for job in unclear[1]]
         wait_for(lambda: set(names) <= set(campaign.scheduler.query()), 60, "the unclear submission arrives")
 
-        os.kill(accounting.pid("slurmctld"), signal.SIGKILL)
+        os.kill(accounting.pid("slurmctld"), signal.SIGTERM)
         calls = [
             pool.submit(fails, campaign.scheduler.submit, *refused),
             pool.submit(fails, campaign.scheduler.query),
