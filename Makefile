@@ -5,13 +5,14 @@ PYTHON ?= python3
 RUN ?=
 CONFIG ?= laptop
 ARGS ?=
+RESULTS ?= results
 # An index with CPU-only builds of torch saves gigabytes on a machine without GPU; empty: the default index.
 TORCH_INDEX ?=
 
 BIN := .venv/bin
 READY := .venv/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-RUN_FLAG := $(if $(RUN),--run $(RUN))
+RUN_FLAG := --results $(RESULTS) $(if $(RUN),--run $(RUN))
 
 .PHONY: help env explore test check status rebuild bench dev-cluster dev-cluster-stop clean
 .DEFAULT_GOAL := help

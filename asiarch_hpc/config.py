@@ -31,12 +31,12 @@ class DataConfig:
     split: str = "train"
     text_field: str = "text"
     tokenizer: str = "bpe"  # bpe (trained on the corpus) | bytes | a folder or tokenizer.json
-    vocab_size: int = 2048
+    vocab_size: int = 1024
     tokenizer_megabytes: float = 4.0  # text that a BPE tokenizer is trained on
     heldout_fraction: float = 0.05  # of the files or documents, chosen by hash
     max_megabytes: float = 8.0  # text used, train and held-out; 0 uses all
     document_kilobytes: float = 64.0  # longer text files are cut at blank lines into documents; 0 cuts none
-    recall_fraction: float = 0.1  # share of training sequences that are synthetic recall documents
+    recall_fraction: float = 0.1  # share of training tokens that are synthetic recall documents
     cache: str = "results/corpora"
 
 
@@ -46,14 +46,14 @@ class ScaleConfig:
 
     name: str = "explore"
     dim: int = 64
-    depth: int = 3
+    depth: int = 2
     heads: int = 4
     length: int = 128  # tokens a row
-    batch_size: int = 8  # rows a step
-    steps: int = 100
-    learning_rate: float = 3e-3
-    warmup_steps: int = 10
-    decay_fraction: float = 0.2  # last share of the steps in which the rate falls linearly to zero
+    batch_size: int = 4  # rows a step
+    steps: int = 300
+    learning_rate: float = 1e-2
+    warmup_steps: int = 15
+    decay_fraction: float = 0.4  # last share of the steps in which the rate falls linearly to zero
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     grad_clip: float = 1.0

@@ -1,6 +1,6 @@
 #!/bin/bash
 # The controller as a Slurm job of one core: `sbatch slurm/controller.sh`
-#   RUN=name CONFIG=file ARGS="group.key=value …" sbatch slurm/controller.sh
+#   RUN=name CONFIG=file RESULTS=folder ARGS="group.key=value …" sbatch slurm/controller.sh
 # It submits all other jobs, and puts itself back into the queue before its time limit; the run goes on where it was.
 #SBATCH --job-name=asiarch-controller
 #SBATCH --ntasks=1
@@ -21,7 +21,7 @@ fi
 make --no-print-directory env || exit 1
 
 # shellcheck disable=SC2086  # ARGS holds several words
-.venv/bin/asiarch explore ${RUN:+--run "$RUN"} --config "${CONFIG:-laptop}" executor.kind=slurm ${ARGS:-} &
+.venv/bin/asiarch explore --results "${RESULTS:-results}" ${RUN:+--run "$RUN"} --config "${CONFIG:-laptop}" executor.kind=slurm ${ARGS:-} &
 controller=$!
 
 requeue() {

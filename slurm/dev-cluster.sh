@@ -83,8 +83,8 @@ gone() { ! running "$1"; }
 
 daemons() { # in the order in which they stop
     local i
-    for ((i = 1; i <= NODES; i++)); do echo "n$i"; done
     echo slurmctld
+    for ((i = 1; i <= NODES; i++)); do echo "n$i"; done
     if [[ $ACCOUNTING == yes ]]; then printf '%s\n' slurmdbd mariadb; fi
     echo munged
 }
@@ -212,8 +212,8 @@ kill_jobs() {
 stop() {
     local name
     for name in $(daemons); do
-        # Jobs go between the nodes' daemons, which would start others, and slurmctld.
-        [[ $name != slurmctld ]] || kill_jobs
+        # Once no daemon can start another job.
+        [[ $name != munged ]] || kill_jobs
         finish "$name"
     done
 }

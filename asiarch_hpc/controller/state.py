@@ -176,7 +176,7 @@ class RunState:
         self.say(f"{event['key']}: {event['cause']}: {event['message'][:200]}")
         if event.get("experiment"):
             experiment = self.experiments[event["experiment"]]
-            experiment.failures[event["trial"]] = event["cause"]
+            experiment.failures[event["trial"]] = f"{event['cause']}: {event['message'][:500]}"
             self._finish(experiment.slot, experiment.attempt, "failed", experiment.id)
         else:
             self._finish(event.get("slot"), event.get("attempt"), "failed", None)

@@ -245,11 +245,8 @@ def _without_declarations(text: str, node: ast.ClassDef) -> str:
     for _, value in _declared(node):
         assert value.end_lineno is not None
         dropped.update(range(value.lineno, value.end_lineno + 1))
-    assert node.end_lineno is not None
-    kept = [
-        line for number, line in enumerate(text.splitlines(), 1) if node.lineno <= number <= node.end_lineno
-        and number not in dropped
-    ]  # fmt: skip
+    lines = enumerate(_text(text, node).splitlines(), node.lineno)
+    kept = [line for number, line in lines if number not in dropped]
     # The blank line before the declarations and the one after them now meet.
     return "\n".join(line for i, line in enumerate(kept) if line.strip() or (i + 1 < len(kept) and kept[i + 1].strip()))
 
@@ -270,5 +267,7 @@ def _needed(module: ast.Module, names: set[str]) -> tuple[str, ...]:
         for alias in node.names:
             if (alias.asname or alias.name.split(".")[0]) in names:
                 renamed = f" as {alias.asname}" if alias.asname else ""
-                lines.append(f"from {origin} import {alias.name}" if origin else f"import {alias.name}{renamed}")
+                lines.append(
+                    f"from {origin} import {alias.name}{renamed}" if origin else f"import {alias.name}{renamed}"
+                )
     return tuple(lines)

@@ -61,9 +61,8 @@ def evaluate(
         clock: seconds, for `Evaluation.seconds`.
 
     Raises:
-        EvaluationError: other weights than expected; loss not below uniform and the untrained model's by
-            `config.min_margin`; predictions that depend on later tokens or on other rows; numbers that are missing,
-            not finite, negative or out of range; a model's process that fails.
+        EvaluationError: other weights than expected; loss not `config.min_margin` below uniform and untrained;
+            predictions that depend on later tokens or other rows; absurd numbers; a model's process that fails.
     """
     started = clock()
     if not config.tasks:
@@ -72,19 +71,8 @@ def evaluate(
     with serve(content) as trained, serve(None) as fresh:
         del content
         texts = heldout_texts()
-        text = _measured_text(texts, tokenizer, config.heldout_tokens)
-        part = _measured_text(texts, tokenizer, min(config.untrained_tokens, config.heldout_tokens))
-        folder = build_tasks(
-            texts, names=config.tasks, questions=config.questions, seed=config.seed, folder=task_folder, rolling=text
-        )
-        part_folder = build_tasks((), names=(), questions=0, seed=config.seed, folder=task_folder, rolling=part)
-        measure = functools.partial(_measure, tokenizer=tokenizer, max_length=max_length, config=config)
-        before = measure(fresh, (), part_folder, part)
-        _check_causal(trained, text, tokenizer, max_length, config)
-        after = measure(trained, config.tasks, folder, text)
-    uniform = math.log(vocab)
-    _check_trained(after.loss, untrained=before.loss, uniform=uniform, margin=config.min_margin)
-    tasks = _task_scores(after.results, config.tasks, config.questions, chance_levels(folder, config.tasks))
+        before, after, tasks = _measure_both(trained, fresh, texts, tokenizer, config, task_folder, max_length)
+    _check_trained(after.loss, untrained=before.loss, uniform=math.log(vocab), margin=config.min_margin)
     return Evaluation(
         experiment=experiment,
         trial=trial,
@@ -94,7 +82,7 @@ def evaluate(
         bits_per_byte=after.bits_per_byte,
         untrained_loss=before.loss,
         untrained_bits_per_byte=before.bits_per_byte,
-        uniform_loss=uniform,
+        uniform_loss=math.log(vocab),
         benchmark=sum(score.accuracy for score in tasks.values()) / len(tasks),
         tasks=tasks,
         seconds=clock() - started,
@@ -109,6 +97,30 @@ class _Measured:
     loss: float
     bits_per_byte: float
     results: Mapping[str, Any]
+
+
+def _measure_both(
+    trained: Logits,
+    fresh: Logits,
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    config: EvaluationConfig,
+    task_folder: Path,
+    max_length: int,
+) -> tuple[_Measured, _Measured, dict[str, TaskScore]]:
+    """The fresh model on the first part of the text; the trained one on all of it and on the tasks."""
+    text = _measured_text(texts, tokenizer, config.heldout_tokens)
+    part = _measured_text(texts, tokenizer, min(config.untrained_tokens, config.heldout_tokens))
+    folder = build_tasks(
+        texts, names=config.tasks, questions=config.questions, seed=config.seed, folder=task_folder, rolling=text
+    )
+    part_folder = build_tasks((), names=(), questions=0, seed=config.seed, folder=task_folder, rolling=part)
+    measure = functools.partial(_measure, tokenizer=tokenizer, max_length=max_length, config=config)
+    before = measure(fresh, (), part_folder, part)
+    _check_causal(trained, text, tokenizer, max_length, config)
+    after = measure(trained, config.tasks, folder, text)
+    tasks = _task_scores(after.results, config.tasks, config.questions, chance_levels(folder, config.tasks))
+    return before, after, tasks
 
 
 def _measure(

@@ -1,4 +1,9 @@
-"""The gate: all checks of one design, and the verdict."""
+"""The gate: all checks of one design, and the verdict.
+
+The checks run in the design's own process: code made for it could forge a verdict, though it can harm nothing. The
+gate spares honest authors a useless training; that no score can be forged is the evaluation's part, which runs
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +89,24 @@ def check(
     Raises:
         SandboxError: the configured rung does not work here, or the caller has initialised CUDA.
     """
+    subject = Subject(
+        config=config,
+        build=build,
+        size=size,
+        reference_size=reference_size,
+        vocab=vocab,
+        length=length,
+        target_parameters=target_parameters,
+        reference=reference,
+        text=text,
+        seed=seed,
+    )
+    return _verdict(source, subject, writable)
+
+
+def _verdict(source: str, subject: Subject, writable: Path) -> GateReport:
     started = time.monotonic()
+    config = subject.config
     rung = choose_rung(config.sandbox)
     findings = _examine_text(source, config)
     measured: dict[str, Any] = {}
@@ -92,18 +114,6 @@ def check(
     # Code that announces files or processes runs only where it is held; one that cannot be built never does.
     unheld = rung == "limits" and bool(findings)
     if not unheld and not any(item.code in static.UNBUILDABLE for item in findings):
-        subject = Subject(
-            config=config,
-            build=build,
-            size=size,
-            reference_size=reference_size,
-            vocab=vocab,
-            length=length,
-            target_parameters=target_parameters,
-            reference=reference,
-            text=text,
-            seed=seed,
-        )
         outcome = _run(subject, rung, writable)
         ran, measured, complete = _read_records(outcome)
         findings += ran

@@ -23,6 +23,7 @@ from typing import Any, NoReturn
 from asiarch_hpc.gate import confine
 
 _CHANNEL = 3  # the child's descriptor for its answer
+_OWN_PROC = "/proc/self"
 _GPU_DEVICES = ("nvidia*", "nvidia-caps/*", "kfd", "dri/*", "shm", "infiniband/*")
 _TRACEBACK_CHARS = 4000
 _REFUSALS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
@@ -142,9 +143,7 @@ def _be_child(plan: Plan, pipes: Pipes) -> NoReturn:
     except BaseException as error:
         _tell(pipes.status[1], {"setup": f"{type(error).__name__}: {error}"})
         os._exit(1)
-    # Copies of the status pipe are the supervisors' alone from here on: its end means theirs.
-    os.dup2(pipes.answer[1], _CHANNEL)
-    os.closerange(_CHANNEL + 1, os.sysconf("SC_OPEN_MAX"))
+    _keep_descriptors(plan, pipes)
     try:
         result = plan.function()
         if isinstance(result, GeneratorType):
@@ -165,16 +164,28 @@ def _confine_self(plan: Plan, pipes: Pipes) -> None:
     gc.freeze()  # collections need not touch, and so copy, the pages shared with the caller
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(plan.threads)
+    cores = (os.cpu_count() or 1) if plan.gpu else plan.threads  # a device's driver has threads of its own
     confine.limit_resources(
-        cpu_s=plan.timeout_s * max(1, plan.threads),
+        cpu_s=plan.timeout_s * max(1, cores),
         file_bytes=plan.file_bytes,
         address_bytes=None if plan.gpu else plan.memory_bytes,
     )
     if plan.rung != "limits":
-        devices = [Path("/dev/null"), *(confine.device_paths(_GPU_DEVICES) if plan.gpu else ())]
-        confine.restrict_writes([*plan.writable, *devices], network=plan.network)
+        # CUDA names its threads through the process's own folder in /proc.
+        devices = [*confine.device_paths(_GPU_DEVICES), Path(_OWN_PROC)] if plan.gpu else []
+        confine.restrict_writes([*plan.writable, Path(os.devnull), *devices], network=plan.network)
     confine.drop_capabilities()
     confine.set_parent_death_signal(signal.SIGKILL)
+
+
+def _keep_descriptors(plan: Plan, pipes: Pipes) -> None:
+    """Closes all but the channel: copies of the status pipe are the supervisors' alone, its end means theirs."""
+    os.dup2(pipes.answer[1], _CHANNEL)
+    kept = _CHANNEL + 1
+    if plan.gpu:  # Landlock knows the folder by its inode, which lasts while somebody holds it
+        os.dup2(os.open(_OWN_PROC, os.O_PATH), kept)
+        kept += 1
+    os.closerange(kept, os.sysconf("SC_OPEN_MAX"))
 
 
 def _redirect_streams(pipes: Pipes) -> None:

@@ -51,10 +51,10 @@ class Measurement:
     """
 
     flops_per_token: float
-    launches: int
-    bytes_per_token: float
-    modelled_seconds_per_token: float
-    time_exponent: float
+    launches: int = 0
+    bytes_per_token: float = 0.0
+    modelled_seconds_per_token: float = 0.0
+    time_exponent: float = 0.0
 
 
 def measure(model: nn.Module, vocab: int, length: int, *, config: GateConfig) -> Measurement:

@@ -81,7 +81,7 @@ class TorchEngine:
             ],
             lr=scale.learning_rate,
             betas=(first, second),
-            fused=True,
+            fused=all(p.is_floating_point() for p in self._parameters),  # complex ones have no fused form
         )
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:

@@ -111,7 +111,7 @@ def _chunked(query: Tensor, tokens: list[Tensor], state: Tensor) -> tuple[Tensor
 class _UnitLowerSolve(torch.autograd.Function):
     """X with (I + tril(A, -1)) X = B.
 
-    PyTorch's own function and gradient do the same, four times slower: LAPACK works on columns, and only the
+    PyTorch's own function and gradient do the same, about three times slower: LAPACK works on columns, and only the
     transposed system, solved from the right, reads and writes contiguous rows as columns without copies.
     """
 

@@ -137,8 +137,8 @@ def _diagonal(query: Tensor, tokens: list[Tensor], state: Tensor, blocks: int) -
     k, v, log_decay = tokens
     upto = log_decay.cumsum(-2)
     whole = upto[..., -1:, :]
-    to_end = F.pad(whole - upto[..., :-1, :], (0, 0, 0, 1)).exp()
-    added, whole = (x.reshape(-1, blocks, *x.shape[1:]) for x in ((k * to_end).mT @ v, whole.mT))
+    added = (k * (whole - upto).exp()).mT @ v
+    added, whole = (x.reshape(-1, blocks, *x.shape[1:]) for x in (added, whole.mT))
     from_group = whole.cumsum(1).exp()
     within, last = _carry(added, whole.exp(), torch.zeros_like(added[:, 0]), dim=1)
     groups, state = _carry(last, from_group[:, -1], state)

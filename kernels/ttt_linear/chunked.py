@@ -106,7 +106,4 @@ def _predict(query: Tensor, key: Tensor, offset: Tensor, rate: Tensor, model: Te
         gradients.append(gradient)
         model = torch.baddbmm(model, step, gradient, alpha=-1)
     attention = (query @ steps) * causal_mask(query.shape[2], query)
-    # Too large a learning rate lets the model grow past the largest number.
-    mark, (gradient,) = quarantine(torch.stack(gradients))
-    prediction = query @ torch.stack(models) - attention @ gradient
-    return prediction if mark is None else prediction + onwards(mark)
+    return query @ torch.stack(models) - attention @ torch.stack(gradients)

@@ -55,23 +55,23 @@ class SimulatedJobs:
         message |= {"seconds": 1.0, "host": "here"}
         arguments = request.arguments["arguments"]
         if request.kind == "propose":
-            message["payload"] = self._propose(arguments)
+            message["payload"] = self.propose(arguments)
         elif chance(arguments["experiment"]).random() < self.fail and arguments["trial"] == "explore-s0":
             failure = {"stage": "training", "cause": "diverged", "message": "loss 99"}
             trial = self.layout.experiment(arguments["experiment"]).trial(arguments["trial"])
             if "baseline" in self._role(arguments["experiment"]):
-                message["payload"] = self._train(arguments)
+                message["payload"] = self.train(arguments)
             else:
                 write_json(trial.failure, failure)
                 message |= {"status": "failed", **failure}
         else:
-            message["payload"] = self._train(arguments)
+            message["payload"] = self.train(arguments)
         write_json(self.layout.message(request.name, 0), message)
 
     def _role(self, identifier: str) -> str:
         return self.layout.experiment(identifier).record.read_text()
 
-    def _propose(self, arguments: Json) -> Json:
+    def propose(self, arguments: Json) -> Json:
         slot, attempt = arguments.get("slot"), arguments.get("attempt")
         name = arguments.get("design") or f"design-{slot}-{attempt}"
         source = f"NAME = {name!r}\n"
@@ -90,7 +90,7 @@ class SimulatedJobs:
         fields = {"id": record.id, "name": name, "role": record.role, "form": "tree", "gate": to_json(gate)}
         return {"duplicate": False, **fields}
 
-    def _train(self, arguments: Json) -> Json:
+    def train(self, arguments: Json) -> Json:
         identifier, trial = arguments["experiment"], arguments["trial"]
         loss = 4.0 + 0.2 * chance("loss", identifier, trial).random()
         record = TrialRecord(

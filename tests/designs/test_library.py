@@ -68,6 +68,8 @@ def test_foundation_holds_the_base_classes():
     ("spec", "good", "bad"),
     [
         (ArgSpec(4, choices=(2, 4)), [2, 4], [3, 2.0, "4", True, None]),
+        (ArgSpec(1, choices=(0, 1)), [0, 1], [True, False, 1.0]),
+        (ArgSpec(1, low=0, high=4), [0, 4], [True, 5, 2.5]),
         (ArgSpec(2.0, choices=(1.0, 2.0)), [1.0, 2, 2.0], [3.0, "1.0", float("nan")]),
         (ArgSpec(0.5, low=0.0, high=1.0), [0, 0.3, 1.0], [-0.1, 1.1, float("nan"), float("inf"), "0.5"]),
         (ArgSpec("a", choices=("a", "b")), ["a", "b"], ["c", 1]),

@@ -160,7 +160,7 @@ def ttt_linear(m: nn.Module, x: Tensor) -> Tensor:
     qk, v = (x @ m.qkv.weight.T).split([2 * DIM, DIM], -1)
     q, k = convolved(qk, m.convolution.taps, silu=False).chunk(2, -1)
     q, k, v = split_heads(rotated(q)), split_heads(rotated(k)), split_heads(v)
-    eta = torch.sigmoid(x @ m.step.weight.T) * m.rate
+    eta = torch.sigmoid(x @ m.step.weight.T) / (DIM // HEADS)
 
     def model(z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         linear = (z[:, :, None, :] @ weight).squeeze(-2) + bias

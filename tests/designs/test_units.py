@@ -14,6 +14,7 @@ from asiarch_hpc.designs import units as units_package
 from asiarch_hpc.designs.compose import compose
 from asiarch_hpc.designs.library import UNITS, library
 from asiarch_hpc.designs.tree import UnitNode, UnitTree, random_tree, replace_at, tree_from_json, walk
+from asiarch_hpc.designs.units.base import Recipe, Unit
 
 HEADS = 4
 # The child that stands in a slot while its parent is tested, by the first kind that the slot accepts.
@@ -40,7 +41,7 @@ def usual(name: str) -> UnitNode:
     return UnitNode(name, children=children)
 
 
-def recipe(node: UnitNode) -> object:
+def recipe(node: UnitNode) -> Recipe:
     spec = library()[node.unit]
     classes = (
         getattr(import_module(f"{units_package.__name__}.{p.stem}"), node.unit, None) for p in UNITS.glob("*.py")
@@ -98,6 +99,30 @@ def test_shapes_types_and_side_values(name):
             assert z.pop("other") is other
             assert set(z) <= {"log_decay"}, "only positions may add a side value"
     assert torch.equal(module(x)[0], y), "two calls must agree"
+
+
+class Watched(Unit):
+    """A child that notes what it was given and leaves a side value of its own."""
+
+    def setup(self, child, source_dim=None):
+        options = {} if source_dim is None else {"source_dim": source_dim}
+        self.child = self.build(child, self.dim, self.heads, **options)
+
+    def forward(self, X, **Z):
+        assert "other" in Z, "the parent keeps side values to itself"
+        X, Z = self.child(X, **Z)
+        return X, {**Z, "auxiliary_loss": X.mean()}
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if library()[name].children])
+@torch.no_grad()
+def test_side_values_pass_through_every_child(name):
+    node = usual(name)
+    for watched in library()[name].children:
+        made = recipe(node)
+        made.options[watched] = Watched.of(child=made.options[watched])
+        _, z = made(32, HEADS)(noise(1, 5, 32), other=torch.ones(1))
+        assert "auxiliary_loss" in z, f"what {watched} leaves is lost"
 
 
 @pytest.mark.parametrize("name", NAMES)

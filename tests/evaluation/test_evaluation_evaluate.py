@@ -110,6 +110,10 @@ def mixing_rows(toy: Toy) -> Callable[[Tensor], Tensor]:
     return lambda ids: toy(ids) + toy(ids).mean(0, keepdim=True)
 
 
+def by_row(toy: Toy) -> Callable[[Tensor], Tensor]:
+    return lambda ids: toy(ids) * (1 + torch.arange(len(ids))[:, None, None])
+
+
 def random_in_evaluation(toy: Toy) -> Callable[[Tensor], Tensor]:
     return lambda ids: toy(ids) + torch.randn(*ids.shape, VOCAB)
 
@@ -129,6 +133,7 @@ def hanging(toy: Toy) -> Callable[[Tensor], Tensor]:
         (constant(0.0), "not 10% below that of a uniform guess"),
         (shifted, "sees the answers"),
         (mixing_rows, "mixes rows"),
+        (by_row, "mixes rows"),
         (random_in_evaluation, "random in evaluation"),
         (lambda toy: lambda ids: toy(ids)[..., :-1], r"logits of shape .*expected \[8, 96, 257\]"),
         (dying, "killed by SIGKILL"),

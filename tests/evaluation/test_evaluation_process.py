@@ -226,13 +226,15 @@ def test_processes_that_the_model_started_end_too(tmp_path: Path) -> None:
 
 def test_the_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
-import os, pathlib, signal, time, torch
+import os, pathlib, signal, time
 from asiarch_hpc.evaluation.process import serve_logits
-def load():
-    pathlib.Path({str(tmp_path / "pid")!r}).write_text(str(os.getpid()))
-    return lambda ids: torch.zeros(*ids.shape, 3)
-with serve_logits(load, vocab=3, max_tokens=8, timeout_s=60) as logits:
-    logits(torch.zeros(1, 2, dtype=torch.int64))
+told = pathlib.Path({str(tmp_path / "pid")!r})
+def load():  # busy, so that the closed channel does not tell it
+    told.write_text(str(os.getpid()))
+    time.sleep(600)
+with serve_logits(load, vocab=3, max_tokens=8, timeout_s=60):
+    while not (told.exists() and told.read_text()):
+        time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
 """
     ended = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False, timeout=120)

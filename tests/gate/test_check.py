@@ -92,12 +92,12 @@ def test_printing_much_is_flagged_but_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mix", "code", "config"),
     [
-        ("while True: pass", "sandbox.timeout", {"timeout_s": 3.0}),
+        ("while True: pass", "sandbox.timeout", {"timeout_s": 2.0}),
         ("kept = []\nwhile True: kept.append(torch.ones(1 << 24))", "sandbox.memory", {"memory_gb": 0.5}),
         ("import os; os._exit(0)", "sandbox.exit", {}),
         ("import os; os.kill(os.getpid(), 9)", "sandbox.killed", {}),
         ("import ctypes; ctypes.string_at(0)", "sandbox.killed", {}),
-        ("import os, time\nwhile True: os.fork(); time.sleep(0.01)", "sandbox.processes", {}),
+        ("import os, time\nwhile True: os.fork(); time.sleep(0.05)", "sandbox.processes", {"processes": 8}),
         ("import os; os.write(3, b'{}\\n'); y = x", "sandbox.protocol", {}),
     ],
 )

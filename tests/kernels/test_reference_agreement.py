@@ -60,11 +60,19 @@ def test_bfloat16_is_computed_in_float32(case: Case) -> None:
     assert all(g.dtype == torch.bfloat16 and g.isfinite().all() for g in gradients(results, ours).values())
 
 
-@NAMED
+@pytest.mark.parametrize("case", STATEFUL, ids=lambda case: case.name)
+def test_scale(case: Case) -> None:
+    operands = case.operands(Sizes(length=20))
+    for scale in (1.0, -0.3):
+        for found, wanted in zip(
+            case.run(operands, scale=scale), case.run_reference(operands, scale=scale), strict=True
+        ):
+            assert error(found, wanted) < TOLERANCES[torch.float64]
+
+
+@pytest.mark.parametrize("case", STATEFUL, ids=lambda case: case.name)
 def test_default_initial_state_is_zero(case: Case) -> None:
     operands = case.operands(Sizes(length=20))
-    if "initial_state" not in operands:
-        pytest.skip(f"{case.name} has no initial state")
     zero = operands | {"initial_state": torch.zeros_like(operands["initial_state"])}
     del operands["initial_state"]
     for found, wanted in zip(case.run(operands), case.run_reference(zero), strict=True):
@@ -83,6 +91,17 @@ def test_extreme_decays(case: Case, dtype: torch.dtype) -> None:
     compare(case, operands | {"log_decay": torch.where(keep, choices[1], choices[index])}, TOLERANCES[dtype])
     for constant in choices:
         compare(case, operands | {"log_decay": torch.full(shape, float(constant), dtype=dtype)}, TOLERANCES[dtype])
+
+
+@pytest.mark.parametrize("strong", [4, 96])
+@pytest.mark.parametrize("case", [case for case in DECAYED if "log_decay" in case.tokens], ids=lambda case: case.name)
+def test_weak_decays_after_strong_ones(case: Case, strong: int) -> None:
+    """In one chunk, where their sums in float32 would have lost them."""
+    operands = case.operands(Sizes(length=128, key=8, value=8), dtype=torch.float32)
+    decay = torch.full_like(operands["log_decay"], -1e-3)
+    decay[:, :strong] = -1e3
+    options = {"chunk_size": 128} if case.chunked else {}
+    compare(case, operands | {"log_decay": decay}, TOLERANCES[torch.float32], **options)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -54,13 +55,20 @@ class Cluster:
     def pid(self, daemon: str) -> int:
         return int((self.folder / "run" / f"{daemon}.pid").read_text())
 
+    def end(self, daemon: str) -> None:
+        """Stops a daemon as an administrator would, and waits for its end."""
+        command = Path(f"/proc/{self.pid(daemon)}/cmdline")
+        os.kill(self.pid(daemon), signal.SIGTERM)
+        wait_for(lambda: not (command.exists() and command.read_bytes()), 60, f"{daemon} ends")
+
     def run(self, *words: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [SCRIPT, *words, "--dir", self.folder],
+            ["bash", "-x", SCRIPT, *words, "--dir", self.folder],
             text=True,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=open(f"/tmp/gt/trace.{words[0]}.{time.time()}", "w"),
+            env={**os.environ, "PS4": "+ $EPOCHREALTIME "},
         )
 
     def stop(self) -> None:

@@ -142,7 +142,9 @@ def test_each_kind_has_its_resources_and_nothing_of_the_controllers_own_job(
     monkeypatch.setenv("SQUEUE_STATES", "FAILED")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
     tag, jobs = campaign.requests("wait", "wait", "wait")
-    large = ResourceConfig(timeout_min=12.5, cpus=2, gpus=2, memory_gb=0.2, slurm={"partition": "main", "nice": 5})
+    large = ResourceConfig(
+        timeout_min=12.5, cpus=2, gpus=2, memory_gb=0.2, slurm={**SMALL.slurm, "partition": "main", "nice": 5}
+    )
     jobs = [
         JobRequest(name=job.name, kind=job.kind, entry="", arguments=job.arguments, resources=resources)
         for job, resources in zip(jobs, (SMALL, large, SMALL), strict=True)
@@ -326,7 +328,7 @@ def test_nothing_is_lost_or_doubled_while_slurms_controller_is_away(accounting: 
         names = [job.name for job in unclear[1]]
         wait_for(lambda: set(names) <= set(campaign.scheduler.query()), 60, "the unclear submission arrives")
 
-        os.kill(accounting.pid("slurmctld"), signal.SIGTERM)
+        accounting.end("slurmctld")
         calls = [
             pool.submit(fails, campaign.scheduler.submit, *refused),
             pool.submit(fails, campaign.scheduler.query),

@@ -15,17 +15,17 @@ from hypothesis import strategies as st
 from asiarch_hpc.errors import AsiarchError, RecordError, StoreError
 from asiarch_hpc.store.curves import read_curves, write_curves
 
-ROWS = [{"step": i, "loss": 7.0 / (i + 1), "grad_norm": math.nan if i == 3 else 0.5} for i in range(20)]
+ROWS = [{"step": i, "loss": 7.0 / (i + 1), "step_seconds": math.nan if i == 3 else 0.5} for i in range(20)]
 
 
 def test_one_file_one_chunk_a_column(tmp_path: Path) -> None:
     path = tmp_path / "trial" / "curves.zarr.zip"
     write_curves(ROWS, path)
     curves = read_curves(path)
-    assert list(curves) == ["step", "loss", "grad_norm"]
+    assert list(curves) == ["step", "loss", "step_seconds"]
     assert curves["step"].tolist() == list(range(20))
     assert curves["loss"].dtype == np.float64
-    assert math.isnan(curves["grad_norm"][3])
+    assert math.isnan(curves["step_seconds"][3])
     assert os.listdir(path.parent) == ["curves.zarr.zip"]
     with zipfile.ZipFile(path) as archive:
         assert sum("/c/" in name for name in archive.namelist()) == 3

@@ -1,8 +1,11 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.errors import ConfigError
+from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import build_model
 from asiarch_hpc.training.data import IGNORED, Batch
 from asiarch_hpc.training.engine import TorchEngine, choose_device, choose_precision, token_loss
@@ -41,6 +44,17 @@ def test_decay_shrinks_matrices_only(source: str, scale: ScaleConfig) -> None:
     assert torch.equal(norm, torch.ones(16))
 
 
+def test_complex_parameters_train(source: str, scale: ScaleConfig) -> None:
+    phases = source.replace(
+        "self.norm =", "self.phase = nn.Parameter(torch.ones(dim, dtype=torch.cfloat))\n        self.norm ="
+    )
+    phases = phases.replace("return X +", "return X * self.phase.real +")
+    model = build_model(phases, vocab=30, scale=scale, dim=16, depth=1, seed=0)
+    engine = TorchEngine(model, scale)
+    losses = [engine.step(make_batch(), 1e-2).loss for _ in range(20)]
+    assert losses[-1] < losses[0]
+
+
 def test_clipping_reports_the_norm_before(source: str, scale: ScaleConfig) -> None:
     norms = []
     for clip in (1e9, 1e-3):
@@ -77,9 +91,15 @@ def test_a_missing_gpu_is_named_and_auto_falls_back() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_gpu_trains_in_bf16(source: str, scale: ScaleConfig) -> None:
+def test_gpu_trains_in_bf16_and_continues(source: str, scale: ScaleConfig, tmp_path: Path) -> None:
     model = build_model(source, vocab=30, scale=scale, dim=16, depth=2, seed=0)
     engine = TorchEngine(model, scale)
     losses = [engine.step(make_batch(), 1e-2).loss for _ in range(30)]
     assert engine.precision == "bf16"
     assert losses[-1] < losses[0] / 2
+    checkpoint.save({"identity": "gpu", "engine": engine.state()}, tmp_path / "ck")
+    loaded = checkpoint.load(tmp_path / "ck", identity="gpu")
+    assert loaded is not None
+    other = TorchEngine(build_model(source, vocab=30, scale=scale, dim=16, depth=2, seed=1), scale)
+    other.restore(loaded["engine"])
+    assert other.step(make_batch(), 1e-2).loss == pytest.approx(engine.step(make_batch(), 1e-2).loss, abs=1e-3)

@@ -84,6 +84,7 @@ class PartialRMSNorm(Unit):
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         size = X[..., : self.measured].square().mean(-1, keepdim=True)
+        # Few channels may all be small by chance, hence the large constant.
         return X * torch.rsqrt(size + 1e-2) * self.scale, Z
 
 

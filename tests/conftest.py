@@ -1,0 +1,53 @@
+"""What several test folders share: a whole run on this machine, made once, and how to start others like it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from asiarch_hpc.store.layout import RunLayout
+
+CALM = ["executor.kind=local", "limits.tick_seconds=0.1"]
+
+
+def command(results: Path, run: str, *overrides: str) -> list[str]:
+    words = [sys.executable, "-m", "asiarch_hpc.cli", "explore", "--run", run, "--results", str(results)]
+    return [*words, "--config", "smoke", *CALM, *overrides]
+
+
+def asiarch(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "asiarch_hpc.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+
+
+def pools(layout: RunLayout) -> dict[str, Any]:
+    return {path.name: json.loads(path.read_text()) for path in sorted(layout.pool.glob("*.json"))}
+
+
+def wait_for(condition: Any, seconds: float = 300.0) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+    return value
+
+
+@pytest.fixture(scope="session")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+@pytest.fixture(scope="session")
+def calm(results: Path) -> RunLayout:
+    """A run that nothing disturbs."""
+    done = subprocess.run(command(results, "calm"), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "leaderboard" in done.stdout
+    assert done.stderr == ""
+    return RunLayout.of(results, "calm")
