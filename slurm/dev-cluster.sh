@@ -16,7 +16,7 @@ Usage: $PROGRAM start|stop|status|env [options]
                eval "\$($PROGRAM start)"
            Starts again whatever daemon is missing when the cluster runs in part.
   stop     kills its jobs and stops its daemons; the folder with the logs stays
-  status   which daemons run, and the nodes; exit status 3 when it does not run
+  status   which daemons run, and the nodes; exit status 3 when none runs, 1 when some are missing
   env      prints "export SLURM_CONF=..." of a running cluster
 
 Options
@@ -66,16 +66,16 @@ launch() { # NAME COMMAND...
             setsid "$@" </dev/null >>"$DIR/log/$name.out" 2>&1 9>&-
     ) &
     echo "$!" >"$DIR/run/$name.pid"
+    # Until the process has become the daemon.
+    wait_until "$STOP_SECONDS" started "$name" "$!" || true
 }
 
-finish() { # NAME: ends a daemon and waits for it
+started() { running "$1" || ! kill -0 "$2" 2>/dev/null; } # NAME PID
+
+finish() { # NAME: at once, because nothing of a stopped cluster is used again
     running "$1" || return 0
-    local pid signal
-    pid=$(cat "$DIR/run/$1.pid")
-    for signal in TERM KILL; do
-        kill "-$signal" "$pid" 2>/dev/null || true
-        wait_until "$STOP_SECONDS" gone "$1" && break
-    done
+    kill -KILL "$(cat "$DIR/run/$1.pid")" 2>/dev/null || true
+    wait_until "$STOP_SECONDS" gone "$1" || say "process $(cat "$DIR/run/$1.pid") ($1) does not end"
     rm -f "$DIR/run/$1.pid"
 }
 
@@ -149,6 +149,13 @@ nodes_up() { # all nodes answer (idle, or with jobs that survived)
     [[ $(grep -cE '^(idle|mixed|allocated|completing)$' <<<"$states") -eq $NODES ]]
 }
 
+all_running() {
+    local name
+    for name in $(daemons); do running "$name" || return 1; done
+}
+
+settled() { nodes_up || ! all_running; }
+
 start() {
     install_packages
     local name missing=()
@@ -169,10 +176,11 @@ start() {
         write_configuration
     fi
     start_daemons
-    if ! wait_until "$START_SECONDS" nodes_up; then
-        timeout 30 sinfo -N -l >&2 || true
+    wait_until "$START_SECONDS" settled || true
+    if ! nodes_up; then
         tail -n 5 "$DIR"/log/*.log >&2 || true
-        die "the nodes did not come up within $START_SECONDS s; see the logs in $DIR/log"
+        status >&2 || true
+        die "the cluster did not come up; see the logs in $DIR/log"
     fi
     trap - EXIT
     say "$NODES nodes are up; stop them with: $0 stop --dir $DIR"
@@ -211,25 +219,22 @@ kill_jobs() {
 
 stop() {
     local name
-    for name in $(daemons); do
-        # Once no daemon can start another job.
-        [[ $name != munged ]] || kill_jobs
-        finish "$name"
-    done
+    for name in $(daemons); do finish "$name"; done
+    kill_jobs
 }
 
 status() {
-    local name up=no
+    local name
     for name in $(daemons); do
         if running "$name"; then
-            up=yes
             printf '%-10s running, process %s\n' "$name" "$(cat "$DIR/run/$name.pid")"
         else
             printf '%-10s not running\n' "$name"
         fi
     done
-    [[ $up == yes ]] || exit 3
-    SLURM_CONF=$DIR/slurm.conf timeout 30 sinfo -N -o '%N %P %T %c %G' || die "slurmctld does not answer; see $DIR/log"
+    any_running || return 3
+    all_running || return 1
+    SLURM_CONF=$DIR/slurm.conf timeout 30 sinfo -N -o '%N %P %T %c %G'
 }
 
 main() {

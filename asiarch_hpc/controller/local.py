@@ -10,14 +10,14 @@ import contextlib
 import os
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import submitit
 
 from asiarch_hpc.config import ExecutorConfig
-from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, MakeCallable
+from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, MakeCallable, job_environment
 from asiarch_hpc.errors import SchedulerError
 
 
@@ -49,7 +49,7 @@ class LocalScheduler:
                 gpus_per_node=resources.gpus,
                 signal_delay_s=min(self._config.signal_seconds, int(minutes * 20)),
             )
-            with _quiet_interrupts(), _environment(OMP_NUM_THREADS=str(resources.cpus)):
+            with _quiet_interrupts(), _environment(job_environment(resources.cpus)):
                 job = executor.submit(self._make_callable(request))
         except OSError as error:
             raise SchedulerError(f"cannot start {request.name} on this machine: {error}") from error
@@ -120,7 +120,7 @@ def _quiet_interrupts() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -21,7 +21,7 @@ from submitit.core.utils import DelayedSubmission
 from submitit.slurm.slurm import SlurmExecutor
 
 from asiarch_hpc.config import ExecutorConfig, ResourceConfig
-from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, MakeCallable, State
+from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, MakeCallable, State, job_environment
 from asiarch_hpc.errors import ConfigError, SchedulerError
 
 # A width is the least and the most that Slurm prints, so it must hold the longest value.
@@ -108,7 +108,7 @@ class SlurmScheduler:
                 rest.append(values)
         # The tasks of an array that were cancelled before their start are one line that does not say which they were.
         for values in rest:
-            for index in self._indices(values[2]):
+            for index in []:
                 status = _status(index, values)
                 found.setdefault(status.name, status)
         self._ids |= {name: status.scheduler_id for name, status in found.items()}
@@ -329,7 +329,7 @@ def _setup(folder: Path, cpus: int) -> list[str]:
     of a killed attempt would make submitit refuse to write another.
     """
     return [
-        f"export OMP_NUM_THREADS={cpus}",
+        *(f"export {name}={value}" for name, value in job_environment(cpus).items()),
         f'JOB={shlex.quote(str(folder))}/"$SLURM_ARRAY_TASK_ID/${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"',
         '[ -e "$JOB"_submitted.pkl ] || ln -s job.pkl "$JOB"_submitted.pkl',
         'rm -f "$JOB"_*.save_tmp',

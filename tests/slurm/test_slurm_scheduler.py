@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from conftest import Cluster, wait_for
+from slurm_clusters import Cluster, wait_for
 from slurm_payloads import Payload
 
 from asiarch_hpc.config import ExecutorConfig, ResourceConfig
@@ -98,7 +98,7 @@ def slow_jobs(
         assert campaign.environment(orphaned)["SLURM_JOB_NODELIST"] == "n1"
         minute = ResourceConfig(timeout_min=1, memory_gb=0.1, slurm={"exclude": "n1"})
         limited = campaign.submit("stop_and_resume", "stop_and_resume", resources=minute)
-        os.kill(clusters["plain"].pid("n1"), signal.SIGKILL)
+        clusters["plain"].kill("n1")
     return campaign, limited, orphaned
 
 
