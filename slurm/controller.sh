@@ -18,7 +18,7 @@ if [ ! -f slurm/controller.sh ]; then
     echo "start this from the project's folder: cd asiarch-hpc && sbatch slurm/controller.sh (found $PWD)" >&2
     exit 1
 fi
-make --no-print-directory env || exit 1
+make --silent env || exit 1
 
 # shellcheck disable=SC2086  # ARGS holds several words
 .venv/bin/asiarch explore --results "${RESULTS:-results}" ${RUN:+--run "$RUN"} --config "${CONFIG:-laptop}" executor.kind=slurm ${ARGS:-} &

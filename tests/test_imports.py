@@ -47,7 +47,8 @@ SOLE_USERS = {
 }
 TORCH_FREE = (
     "asiarch_hpc.errors", "asiarch_hpc.records", "asiarch_hpc.config", "asiarch_hpc.store", "asiarch_hpc.search",
-    "asiarch_hpc.controller", "asiarch_hpc.cli", "asiarch_hpc.agents.recombine", "asiarch_hpc.agents.variation", "asiarch_hpc.designs.hashing",
+    "asiarch_hpc.controller", "asiarch_hpc.cli", "asiarch_hpc.agents.recombine", "asiarch_hpc.agents.variation",
+    "asiarch_hpc.designs.hashing",
     "asiarch_hpc.designs.tree", "asiarch_hpc.designs.library", "asiarch_hpc.designs.compose",
     "asiarch_hpc.designs.seeds", "jobs.entry",
 )  # fmt: skip

@@ -86,9 +86,10 @@ class Controller:
             identifier = state.baselines.get(name)
             broken = state.experiments[identifier].failures if identifier else {}
             if state.outcomes.get(f"propose-{name}") == "failed" or broken:
+                reason = next(iter(broken.values()), "") or state.recent[-1]
                 raise TrainingError(
-                    f"baseline {name} could not be trained ({next(iter(broken.values()), 'see the journal')}), so "
-                    f"nothing can be compared with it; look into {self.layout.experiments}, then start a new run"
+                    f"baseline {name} could not be trained, so nothing can be compared with it: {reason}; "
+                    f"look into {self.layout.root}, put right what failed, and start a new run"
                 )
             if identifier and not state.experiments[identifier].gate.passed:
                 raise TrainingError(f"baseline {name} was rejected by the gate: {self._gate_file(identifier)}")
@@ -187,6 +188,8 @@ class Controller:
             self.record({"event": "unsubmitted", "jobs": [busy.job]})
             return
         detail = self._scheduler.explain([busy.job]).get(busy.job, detail) or "no trace of it in the queue"
+        if words := self._last_words(busy.job):
+            detail += f"; its log ends with: {words}"
         lost = {"event": "lost", "key": busy.key, "interrupted": busy.interrupted, "detail": detail}
         if busy.interrupted or self.state.losses[busy.key] + 1 < self.config.limits.submissions:
             self.record(lost)
@@ -307,6 +310,13 @@ class Controller:
         for folder in (self.layout.job_folder(tag), *self.layout.jobs.glob(f"{tag}+*")):
             first = int(folder.name.partition("+")[2] or 0)
             yield from sorted(folder.glob(f"{int(index) - first}/*_log.*"))
+
+    def _last_words(self, job: str) -> str:
+        """The last line that the job's log says something in."""
+        lines: list[str] = []
+        for path in self._logs(job):
+            lines += path.read_bytes()[-LOG_BYTES:].decode(errors="replace").splitlines()
+        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
 
     def _clean_job_folders(self, known: dict[str, JobStatus]) -> None:
         """Removes submitit's files of submissions whose jobs are all over."""
