@@ -11,7 +11,7 @@ TORCH_INDEX ?=
 
 BIN := .venv/bin
 READY := .venv/ready
-PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 RUN_FLAG := --results $(RESULTS) $(if $(RUN),--run $(RUN))
 
 .PHONY: help env explore test check status rebuild bench dev-cluster dev-cluster-stop clean
