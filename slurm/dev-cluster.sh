@@ -65,6 +65,7 @@ launch() { # NAME COMMAND...
         exec env -i PATH="$PATH" HOME="${HOME:-/}" LANG=C ASIARCH_DEV_CLUSTER="$DIR" SLURM_CONF="$DIR/slurm.conf" \
             setsid "$@" </dev/null >>"$DIR/log/$name.out" 2>&1 9>&-
     ) &
+    disown # so that bash has nothing to say about its end
     echo "$!" >"$DIR/run/$name.pid"
     # Until the process has become the daemon.
     wait_until "$STOP_SECONDS" started "$name" "$!" || true

@@ -108,7 +108,7 @@ class SlurmScheduler:
                 rest.append(values)
         # The tasks of an array that were cancelled before their start are one line that does not say which they were.
         for values in rest:
-            for index in []:
+            for index in self._indices(values[2]):
                 status = _status(index, values)
                 found.setdefault(status.name, status)
         self._ids |= {name: status.scheduler_id for name, status in found.items()}
@@ -296,8 +296,7 @@ def _environment(source: Mapping[str, str]) -> dict[str, str]:
     """The environment for Slurm's commands, and so for the jobs.
 
     Inside a Slurm job, and in some users' profiles, variables stand that would override the options of the jobs
-    (SBATCH_PARTITION), hide them (SQUEUE_STATES), or hand on what belongs to the controller's own job (SLURM_MEM_…,
-    its GPUs).
+    (SBATCH_PARTITION), hide them (SQUEUE_STATES), or hand on what holds for the controller's own job (SLURM_MEM_…).
     """
     foreign = (
         "SLURM_",
@@ -312,13 +311,7 @@ def _environment(source: Mapping[str, str]) -> dict[str, str]:
         "SCONTROL_",
     )
     kept = ("SLURM_CONF", "SLURM_JWT")
-    devices = ("CUDA_VISIBLE_DEVICES", "GPU_DEVICE_ORDINAL", "ROCR_VISIBLE_DEVICES", "ZE_AFFINITY_MASK")
-    dropped = devices if "SLURM_JOB_ID" in source else ()
-    return {
-        key: value
-        for key, value in source.items()
-        if (key in kept or not key.startswith(foreign)) and key not in dropped
-    }
+    return {key: value for key, value in source.items() if key in kept or not key.startswith(foreign)}
 
 
 def _setup(folder: Path, cpus: int) -> list[str]:
@@ -326,13 +319,15 @@ def _setup(folder: Path, cpus: int) -> list[str]:
 
     submitit looks for its pickle under the job's number, which nobody knows before sbatch has answered. A link that
     the job makes itself leaves no moment in which a killed controller's jobs would lack it. A half-written result
-    of a killed attempt would make submitit refuse to write another.
+    of a killed attempt would make submitit refuse to write another. And srun gives the job up when Slurm's
+    controller happens to be away just then.
     """
     return [
         *(f"export {name}={value}" for name, value in job_environment(cpus).items()),
         f'JOB={shlex.quote(str(folder))}/"$SLURM_ARRAY_TASK_ID/${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"',
         '[ -e "$JOB"_submitted.pkl ] || ln -s job.pkl "$JOB"_submitted.pkl',
         'rm -f "$JOB"_*.save_tmp',
+        'while command -v scontrol && ! scontrol show job "$SLURM_JOB_ID"; do sleep 2; done > /dev/null 2>&1',
         "unset JOB",
     ]
 
