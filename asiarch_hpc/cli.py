@@ -11,13 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from asiarch_hpc.config import Config, from_dict, load_config
+from asiarch_hpc.config import Config, load_config
 from asiarch_hpc.controller import progress, run, view
 from asiarch_hpc.controller.leaderboard import leaderboard
-from asiarch_hpc.controller.loop import Controller
+from asiarch_hpc.controller.loop import Controller, FatalJobError
 from asiarch_hpc.controller.state import RunState
-from asiarch_hpc.errors import AsiarchError, ConfigError
-from asiarch_hpc.store.files import read_json
+from asiarch_hpc.errors import AsiarchError, ConfigError, TrainingError
 from asiarch_hpc.store.layout import RunLayout
 
 
@@ -34,6 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AsiarchError as error:
         print(f"asiarch: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:  # `asiarch status | head`
         sys.stderr.close()
         return 0
@@ -45,7 +46,7 @@ def explore(options: argparse.Namespace) -> int:
     layout = RunLayout.of(options.results, options.run or Path(options.config).stem)
     with run.open_controller(layout, config) as controller:
         screen = view.open_view(sys.stdout)
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, _request_stop)
         try:
             reason = _drive(controller, lambda: screen.show(_snapshot(controller)))
@@ -55,6 +56,9 @@ def explore(options: argparse.Namespace) -> int:
             controller.cancel_jobs()
             print("stopped. The same command resumes the run.")
             return 130
+        except (FatalJobError, TrainingError):
+            controller.cancel_local_jobs()
+            raise
         except StopRequestedError as error:
             print(f"{error}: the controller ends, its jobs go on; the same command resumes the run", flush=True)
             return 0
@@ -171,7 +175,7 @@ def _existing(options: argparse.Namespace) -> tuple[RunLayout, Config]:
         raise ConfigError(
             f"no run {options.run!r} in {options.results}; found {runs or 'none'}, start one with explore"
         )
-    return layout, from_dict(read_json(layout.record)["config"], source=str(layout.record))
+    return layout, run.read_config(layout)
 
 
 def _request_stop(number: int, frame: FrameType | None) -> None:

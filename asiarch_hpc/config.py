@@ -37,7 +37,7 @@ class DataConfig:
     max_megabytes: float = 8.0  # text used, train and held-out; 0 uses all
     document_kilobytes: float = 64.0  # longer text files are cut at blank lines into documents; 0 cuts none
     recall_fraction: float = 0.1  # share of training tokens that are synthetic recall documents
-    cache: str = "results/corpora"
+    cache: str = ""  # folder of prepared corpora; empty: `corpora` beside the run
 
 
 @dataclass
@@ -312,6 +312,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 def check(config: Config) -> None:
     """Raises ConfigError for values that no run could honour."""
     search, scale = config.search, config.scale
+    _check_sizes(config)
     problems = [
         (search.policy in ("asi_arch", "random"), f"search.policy={search.policy!r}: asi_arch or random"),
         (search.proposer == "recombine", f"search.proposer={search.proposer!r}: recombine"),
@@ -343,6 +344,33 @@ def check(config: Config) -> None:
     for holds, message in problems:
         if not holds:
             raise ConfigError(f"{message} was expected")
+
+
+def _check_sizes(config: Config) -> None:
+    """Counts and durations must be positive, and what lists alternatives must not be empty."""
+    positive = {
+        "scale": ("dim", "depth", "heads", "length", "batch_size", "steps", "threads", "learning_rate"),
+        "evaluation": ("questions", "heldout_tokens", "untrained_tokens", "batch_size", "timeout_s"),
+        "search": ("designs", "batch", "attempts", "pool_size"),
+        "gate": ("timeout_s", "memory_gb", "dim_step", "learn_steps"),
+        "limits": ("submissions", "refusals", "tick_seconds", "lease_stale_seconds"),
+    }
+    filled = {"evaluation": ("tasks",), "gate": ("lengths", "batch_sizes"), "search": ("seed_designs",)}
+    for group, names in positive.items():
+        for name in names:
+            if not (value := getattr(getattr(config, group), name)) > 0:
+                raise ConfigError(f"{group}.{name}={value}: a positive number was expected")
+    for group, names in filled.items():
+        for name in names:
+            if not getattr(getattr(config, group), name):
+                raise ConfigError(f"{group}.{name} is empty: at least one entry was expected")
+    for kind in ("propose", "train", "assess"):
+        if not (minutes := getattr(config.executor, kind).timeout_min) > 0:
+            raise ConfigError(f"executor.{kind}.timeout_min={minutes}: a positive number was expected")
+    for name in ("parent_ranks", "reference_ranks"):
+        ranks = getattr(config.search, name)
+        if len(ranks) != 2 or not 1 <= ranks[0] <= ranks[1]:
+            raise ConfigError(f"search.{name}={ranks}: two ranks, first and last, were expected, such as [1, 10]")
 
 
 def _merge(base: Any, layer: Any, source: str) -> DictConfig:

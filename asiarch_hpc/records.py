@@ -7,6 +7,7 @@ field names and types, because people edit these files and crashes truncate them
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Hashable, Mapping
@@ -32,7 +33,8 @@ R = TypeVar("R")
 class Experiment:
     """Everything fixed about one design in one run (`experiment.json`).
 
-    `id` is the hash of the normalised source, `source_sha256` that of the stored bytes of `architecture.py`.
+    `id` is the hash of the normalised source, `source_sha256` and `units_sha256` those of the stored bytes of
+    `architecture.py` and `units.json`.
     `slot` numbers the search's places; `attempt` counts the designs tried for that place. Both are None for
     baselines.
     """
@@ -46,6 +48,7 @@ class Experiment:
     policy: str
     source_sha256: str
     created: str
+    units_sha256: str = ""
     slot: int | None = None
     attempt: int | None = None
     generation: int = 0
@@ -114,6 +117,7 @@ class TrialRecord:
     corpus_key: str
     device: str
     precision: str
+    evaluation_sha256: str
     resumed: int = 0
     schema_version: int = SCHEMA_VERSION
 
@@ -303,6 +307,8 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast(type, hint), value, source=where)
     if hint is float and type(value) in (int, float):
+        if not math.isfinite(value):
+            raise RecordError(f"{where}: found {value!r}, expected a finite number")
         return float(value)
     if type(value) is not hint:
         raise RecordError(f"{where}: found {value!r}, expected {getattr(hint, '__name__', hint)}")

@@ -72,8 +72,10 @@ class Attempt:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             os.close(os.open(folder / self.token, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-        except FileExistsError as error:
-            raise SupersededError(f"{self.job}: attempt {self.token} of {self.work} runs already") from error
+        except (FileExistsError, NotADirectoryError) as error:
+            raise SupersededError(
+                f"{self.job}: attempt {self.token} of {self.work} runs already, or it has its result"
+            ) from error
         except OSError as error:
             raise store_error(error, folder) from error
         self.check_current()
@@ -83,7 +85,7 @@ class Attempt:
         folder = self.layout.attempts(self.work)
         try:
             newest = max(os.listdir(folder), default="")
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             newest = "a result that was accepted"
         if newest != self.token:
             raise SupersededError(f"{self.job}: attempt {self.token} of {self.work} was replaced by {newest}")
@@ -170,7 +172,9 @@ def _listen(stop: mmap.mmap) -> None:
 
 def _requeue(attempt: Attempt) -> bool:
     """After the time-limit warning, puts the Slurm job back into the queue; it keeps its id and resumes."""
-    job = os.environ.get("SLURM_JOB_ID")
+    # By its place in the array: the array's last task has the array's own id, which stands for all tasks.
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    job = f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
     if not job or attempt.stop[0] != signal.SIGUSR2:
         return False
     answer = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, check=False)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -19,14 +21,14 @@ from typing import Any
 
 from torch import Tensor
 
-from asiarch_hpc.errors import EvaluationError, TrainingError
+from asiarch_hpc.errors import EvaluationError, StoreError, TrainingError
 from asiarch_hpc.evaluation.evaluate import evaluate
 from asiarch_hpc.evaluation.process import Logits, serve_logits
 from asiarch_hpc.gate import confine
 from asiarch_hpc.gate.sandbox import choose_rung, run_isolated
 from asiarch_hpc.records import Evaluation, GateReport, Json, TrialRecord, to_json
 from asiarch_hpc.store.curves import write_curves
-from asiarch_hpc.store.files import write_json
+from asiarch_hpc.store.files import json_bytes, write_json
 from asiarch_hpc.store.layout import TrialLayout
 from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import build_model
@@ -71,7 +73,7 @@ def run(attempt: Attempt, arguments: Json) -> Json:
         failure = {"stage": error.stage, "cause": error.cause, "message": str(error)[:4000], "attempt": attempt.token}
         write_json(trial.failure, failure)
         raise
-    record = _record(attempt, space, trial, gate, seed, outcome)
+    record = _record(attempt, space, trial, gate, seed, outcome, evaluation)
     print(
         f"trained {record.steps} steps, {record.tokens} tokens in {record.train_seconds:.1f} s on {record.device} "
         f"({record.precision}): loss {record.first_loss:.4f} -> {record.final_loss:.4f}\n"
@@ -84,7 +86,13 @@ def run(attempt: Attempt, arguments: Json) -> Json:
 
 
 def _record(
-    attempt: Attempt, space: Workspace, trial: TrialLayout, gate: GateReport, seed: int, outcome: dict[str, Any]
+    attempt: Attempt,
+    space: Workspace,
+    trial: TrialLayout,
+    gate: GateReport,
+    seed: int,
+    outcome: dict[str, Any],
+    evaluation: Evaluation,
 ) -> TrialRecord:
     same = ("parameters", "steps", "tokens", "first_loss", "final_loss", "tokens_per_second", "weights_sha256")
     return TrialRecord(
@@ -97,6 +105,7 @@ def _record(
         depth=gate.depth,
         train_seconds=outcome["seconds"],
         corpus_key=space.corpus.key,
+        evaluation_sha256=hashlib.sha256(json_bytes(to_json(evaluation))).hexdigest(),
         **{name: outcome[name] for name in (*same, "device", "precision", "resumed")},
     )
 
@@ -130,6 +139,8 @@ def _train(
                 )
             except TrainingStoppedError as error:
                 return {"failed": {"cause": error.cause, "message": str(error)}}
+            except OSError as error:  # the disk's fault, not the design's
+                return {"disk": str(error)}
         return _outcome_json(outcome)
 
     answer = run_isolated(
@@ -141,9 +152,14 @@ def _train(
         threads=config.scale.threads,
         gpu=choose_device(config.scale.device).type == "cuda",
     )
+    if (answer.cause or "").startswith("killed"):
+        # The system's or an administrator's doing more often than the design's, which the gate has seen run.
+        raise ChildProcessError(f"the training's process was {answer.cause} ({answer.error})")
     if not answer.ok:
         raise FailedTrialError("training", answer.cause or "unknown", f"{answer.error}\n{answer.traceback}".strip())
     result: dict[str, Any] = answer.result
+    if "disk" in result:
+        raise StoreError(result["disk"])
     if failed := result.get("failed"):
         raise FailedTrialError("training", failed["cause"], failed["message"])
     if result["status"] == "interrupted":
@@ -226,6 +242,8 @@ def _finish(trial: TrialLayout, record: TrialRecord, evaluation: Evaluation, *, 
         weights.rename(trial.weights)
     weights.unlink(missing_ok=True)
     checkpoint.discard(trial.checkpoint)
+    for folder in [path for path in trial.root.iterdir() if path.is_dir()]:
+        shutil.rmtree(folder, ignore_errors=True)  # what compilers left in the child's home
 
 
 def _metrics(path: Path) -> Iterator[Json]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from asiarch_hpc.config import Config, from_dict
 from asiarch_hpc.designs.hashing import design_id
-from asiarch_hpc.errors import RecordError
+from asiarch_hpc.errors import CorpusError, RecordError
 from asiarch_hpc.evaluation.tasks import recall_documents
 from asiarch_hpc.records import Experiment, GateReport, from_json
 from asiarch_hpc.store.experiments import read_experiment
-from asiarch_hpc.store.files import read_json
+from asiarch_hpc.store.files import create_json, read_json
 from asiarch_hpc.store.layout import RunLayout
 from asiarch_hpc.training.corpus import Corpus, open_corpus, prepare
 
@@ -35,8 +35,21 @@ class Workspace:
 
     @functools.cached_property
     def corpus(self) -> Corpus:
-        """The corpus, prepared by whichever job needs it first."""
-        return open_corpus(prepare(self.config.data, root=self.corpora, synthetic=recall_documents))
+        """The corpus, prepared by whichever job needs it first.
+
+        Raises:
+            CorpusError: the text has changed since the run began; its scores could not be compared any more.
+        """
+        corpus = open_corpus(prepare(self.config.data, root=self.corpora, synthetic=recall_documents))
+        pin = self.layout.corpus
+        if pin.parent.is_dir() and not create_json(pin, {"key": corpus.key, "source": corpus.source}):
+            pinned = read_json(pin)
+            if not isinstance(pinned, dict) or pinned.get("key") != corpus.key:
+                raise CorpusError(
+                    f"{pin}: this run began on another corpus than {corpus.key}: the text, the tokenizer's settings "
+                    "or Python's version changed since; restore them, or start a new run"
+                )
+        return corpus
 
     def design(self, identifier: str) -> tuple[Experiment, str]:
         """Record and source of an experiment, both checked.

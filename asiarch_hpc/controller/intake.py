@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,16 +18,23 @@ from asiarch_hpc.records import Evaluation, GateReport, from_json
 from asiarch_hpc.store.files import move_aside, read_json, store_error
 from asiarch_hpc.store.layout import RunLayout
 
+WORK_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+MESSAGE_BYTES = 2**22
+
 
 @dataclass(frozen=True, slots=True)
 class Intake:
-    """What one message means. `event` is None for a result that no longer counts; `fatal` stops the run."""
+    """What one message means. `event` is None for a result that no longer counts.
+
+    `fatal` stops the run; `died` says why a job ended that may be tried again.
+    """
 
     path: Path
     event: Event | None
     key: str = ""
     job: str = ""
     fatal: str = ""
+    died: str = ""
 
 
 def read_inbox(layout: RunLayout, state: RunState) -> Iterator[Intake]:
@@ -39,28 +48,53 @@ def read_inbox(layout: RunLayout, state: RunState) -> Iterator[Intake]:
     for name in names:
         path = layout.inbox / name
         try:
-            message = read_json(path)
-            yield _intake(layout, state, path, message)
-        except (RecordError, KeyError, TypeError) as error:
-            reason = str(error) if isinstance(error, RecordError) else f"{path}: no message of a job ({error!r})"
+            yield _intake(layout, state, path, _read_message(path))
+        except (RecordError, KeyError, TypeError, ValueError, RecursionError) as error:
+            reason = str(error) if isinstance(error, RecordError) else f"{path}: no message of a job ({error!r:.200})"
             text = f"{reason}; moved aside as {move_aside(path).name}"
             yield Intake(path, {"event": "moved_aside", "message": text})
 
 
 def settle(layout: RunLayout, intake: Intake) -> None:
-    """Removes a message, and the claims of work that has its result: later attempts find nothing to do."""
+    """Removes a message, and closes work that has its result: an attempt that starts later finds nothing to do."""
     with contextlib.suppress(FileNotFoundError):
         intake.path.unlink()
     if intake.key:
-        shutil.rmtree(layout.attempts(intake.key), ignore_errors=True)
+        claims = layout.attempts(intake.key)
+        shutil.rmtree(claims, ignore_errors=True)
+        claims.touch()
+
+
+def reopen(layout: RunLayout, key: str) -> None:
+    """Lets attempts at work start that was closed once (its record was damaged since)."""
+    if layout.attempts(key).is_file():
+        layout.attempts(key).unlink()
 
 
 def newest_claim(layout: RunLayout, key: str) -> str:
     """Token `<submission>.<restart>` of the newest attempt that has started; empty if none has."""
     try:
         return max(os.listdir(layout.attempts(key)), default="")
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
+
+
+def _read_message(path: Path) -> dict[str, Any]:
+    """Parses a message and checks the fields that name its work; the inbox is a folder that anybody may write to.
+
+    Raises:
+        RecordError: no regular file, too large, not JSON, or fields of other types.
+    """
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_size > MESSAGE_BYTES:
+        raise RecordError(f"{path}: a regular file of at most {MESSAGE_BYTES} bytes was expected")
+    message = read_json(path)
+    fields = {"work": str, "job": str, "submission": int, "restart": int, "status": str}
+    if not isinstance(message, dict) or any(type(message.get(name)) is not kind for name, kind in fields.items()):
+        raise RecordError(f"{path}: expected an object with {', '.join(fields)}")
+    if not WORK_NAME.fullmatch(message["work"]):
+        raise RecordError(f"{path}: {message['work']!r:.100} names no work")
+    return message
 
 
 def _intake(layout: RunLayout, state: RunState, path: Path, message: dict[str, Any]) -> Intake:
@@ -68,7 +102,8 @@ def _intake(layout: RunLayout, state: RunState, path: Path, message: dict[str, A
     busy = state.busy.get(key)
     token = f"{message['submission']:03d}.{message['restart']:03d}"
     if busy is None or busy.job != job:
-        return Intake(path, None, key="" if busy else key, job=job)
+        closed = key in state.outcomes and key not in state.busy
+        return Intake(path, None, key=key if closed else "", job=job)
     if newest_claim(layout, key) != token:
         return Intake(path, None, job=job)
     status = message["status"]
@@ -80,8 +115,10 @@ def _intake(layout: RunLayout, state: RunState, path: Path, message: dict[str, A
     if status == "failed":
         return Intake(path, failed(busy, message["cause"], text, stage=message["stage"]), key=key, job=job)
     detail = f"{message['cause']}: {message['message']}"
-    lost = {"event": "lost", "key": key, "interrupted": status == "fatal", "detail": detail}
-    return Intake(path, lost, job=job, fatal=text if status == "fatal" else "")
+    if status == "fatal":
+        lost = {"event": "lost", "key": key, "interrupted": True, "detail": detail}
+        return Intake(path, lost, job=job, fatal=text)
+    return Intake(path, None, job=job, died=detail)
 
 
 def failed(busy: Busy, cause: str, message: str, *, stage: str, event: str = "failed") -> Event:

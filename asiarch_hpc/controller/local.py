@@ -111,12 +111,14 @@ def _children(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def _quiet_interrupts() -> Iterator[None]:
-    """Lets a child inherit an ignored SIGINT: Ctrl-C at the terminal is for the controller, which ends jobs itself."""
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Lets a child inherit that it ignores Ctrl-C and the closing of the terminal: both are for the controller."""
+    numbers = (signal.SIGINT, signal.SIGHUP)
+    previous = [signal.signal(number, signal.SIG_IGN) for number in numbers]
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous)
+        for number, handler in zip(numbers, previous, strict=True):
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

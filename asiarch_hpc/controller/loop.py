@@ -114,9 +114,19 @@ class Controller:
         self._score()
         self._build_generation()
 
+    def check_pool(self) -> None:
+        """Compares the generations on disk with what the state gives; called once, at the start."""
+        for number in range(self.state.generations):
+            self._write_generation(scoring.generation(number, self.state, self.config))
+
     def cancel_jobs(self) -> None:
         """Ends the jobs under way; they stop at a checkpoint where they can, and go on in the next start."""
         self._scheduler.cancel([busy.job for busy in self.state.busy.values()])
+
+    def cancel_local_jobs(self) -> None:
+        """Ends jobs that would go on unseen on the user's own machine; those of a cluster end by themselves."""
+        if self._scheduler.name == "local":
+            self.cancel_jobs()
 
     def finish(self, reason: str) -> None:
         """Notes the end of the run, and removes what the last jobs left once they are gone."""
@@ -161,6 +171,8 @@ class Controller:
             if item.event is not None:
                 self._keep_files(item)
                 self.record(item.event)
+            if item.died:
+                self._lose(self.state.busy[self.state.jobs[item.job]], item.died)
             intake.settle(self.layout, item)
             if item.fatal:
                 raise FatalJobError(item.fatal)
@@ -190,6 +202,10 @@ class Controller:
         detail = self._scheduler.explain([busy.job]).get(busy.job, detail) or "no trace of it in the queue"
         if words := self._last_words(busy.job):
             detail += f"; its log ends with: {words}"
+        self._lose(busy, detail)
+
+    def _lose(self, busy: Busy, detail: str) -> None:
+        """A job died: its work is open again, unless too many of its jobs have died."""
         lost = {"event": "lost", "key": busy.key, "interrupted": busy.interrupted, "detail": detail}
         if busy.interrupted or self.state.losses[busy.key] + 1 < self.config.limits.submissions:
             self.record(lost)
@@ -251,7 +267,7 @@ class Controller:
         self._check_disk()
         for kind, group in groupby(sorted(specs, key=lambda spec: spec.kind != "train"), key=lambda spec: spec.kind):
             chosen = list(group)
-            tag = f"{self._tag_prefix}-{kind}-{self.state.tags}"
+            tag = f"{self._tag_prefix}-{self._lease.epoch}-{kind}-{self.state.tags}"
             requests = [self._request(f"{tag}_{index}", spec) for index, spec in enumerate(chosen)]
             self.record({"event": "intent", "tag": tag, "works": [spec.to_json() for spec in chosen]})
             try:
@@ -271,6 +287,7 @@ class Controller:
         self._retry_at = now + min(300.0, self.config.limits.tick_seconds * 2**self._refusals)
 
     def _request(self, name: str, spec: WorkSpec) -> JobRequest:
+        intake.reopen(self.layout, spec.key)
         claim = intake.newest_claim(self.layout, spec.key)
         submission = max(self.state.submissions[spec.key], int(claim.partition(".")[0] or 0)) + 1
         return JobRequest(

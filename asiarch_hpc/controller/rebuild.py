@@ -7,6 +7,7 @@ from collections import defaultdict
 from asiarch_hpc.config import Config
 from asiarch_hpc.controller.state import Event
 from asiarch_hpc.records import to_json
+from asiarch_hpc.search.population import slot_limit
 from asiarch_hpc.store.experiments import Scan, StoredExperiment
 
 
@@ -23,8 +24,14 @@ def events_of(found: Scan, config: Config) -> list[Event]:
     for stored in sorted(baselines, key=lambda stored: names.get(stored.record.name, 1)):
         events += _experiment(stored, f"propose-{stored.record.name}", config)
     for stored in found.experiments:
-        if stored.record.slot is not None:
-            slots[stored.record.slot][stored.record.attempt or 0] = stored
+        slot, attempt = stored.record.slot, stored.record.attempt or 0
+        if slot is None:
+            continue
+        if 0 <= slot < slot_limit(config.search) and 0 <= attempt < config.search.attempts:
+            slots[slot][attempt] = stored
+        else:
+            message = f"experiment {stored.record.id}: slot {slot}, attempt {attempt} do not exist; it is left out"
+            events.append({"event": "moved_aside", "message": message})
     for slot, attempts in sorted(slots.items()):
         for attempt in range(max(attempts) + 1):
             key = f"propose-{slot:05d}-{attempt:02d}"
@@ -37,8 +44,6 @@ def events_of(found: Scan, config: Config) -> list[Event]:
 
 def _experiment(stored: StoredExperiment, key: str, config: Config) -> list[Event]:
     record = stored.record
-    if stored.gate is None:  # damaged: the design is proposed again
-        return []
     proposed = {
         "event": "proposed",
         "key": key,

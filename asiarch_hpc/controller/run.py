@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from asiarch_hpc import __version__
-from asiarch_hpc.config import CARRIED_OUT_BY, Config, differences, to_dict
+from asiarch_hpc.config import CARRIED_OUT_BY, Config, differences, from_dict, to_dict
 from asiarch_hpc.controller.loop import Controller
 from asiarch_hpc.controller.rebuild import events_of
 from asiarch_hpc.controller.scheduler import JobRequest, Scheduler
@@ -44,11 +44,16 @@ def open_controller(layout: RunLayout, config: Config) -> Iterator[Controller]:
     lease = take_lease(layout, stale_seconds=config.limits.lease_stale_seconds)
     controller = None
     try:
-        record = _record(layout, config)
+        record, messages = _record(layout, config)
         state = _load(layout, config)
         scheduler = _scheduler(layout, config, record["uid"])
         controller = Controller(layout, config, scheduler, state, lease=lease, tag_prefix=record["uid"])
-        controller.record({"event": "start", "host": platform.node(), "pid": os.getpid(), "scheduler": scheduler.name})
+        start = {"host": platform.node(), "pid": os.getpid(), "scheduler": scheduler.name}
+        controller.record(
+            *({"event": "note", "message": message} for message in messages),
+            {"event": "start", **start, "uid": record["uid"], "config": record["config"]},
+        )
+        controller.check_pool()
         yield controller
     finally:
         if controller is not None:
@@ -72,16 +77,17 @@ def holder(layout: RunLayout) -> str:
 
 
 def rebuild(layout: RunLayout, config: Config) -> RunState:
-    """Writes the journal anew from the tree; the old one is kept beside it."""
-    found = scan(layout)
-    if layout.journal.exists():
-        move_aside(layout.journal)
-    journal = Journal(layout.journal)
+    """Writes the journal anew from the tree; the old one is kept beside it, until the new one is complete."""
     state = RunState(config.search)
-    events = [{**event, "time": round(time.time(), 3)} for event in events_of(found, config)]
-    journal.append(*events)
+    events = [{**event, "time": round(time.time(), 3)} for event in events_of(scan(layout), config)]
     for event in events:
         state.apply(event)
+    fresh = layout.journal.with_name(".journal.rebuilt")
+    fresh.unlink(missing_ok=True)
+    Journal(fresh).append(*events)
+    if layout.journal.exists():
+        move_aside(layout.journal)
+    os.replace(fresh, layout.journal)
     return state
 
 
@@ -106,20 +112,23 @@ def _make_folders(layout: RunLayout) -> None:
         raise (error if isinstance(error, StoreError) else store_error(error, layout.root)) from error
 
 
-def _record(layout: RunLayout, config: Config) -> dict[str, Any]:
-    """Reads `run.json`, or writes it for a new run."""
-    wanted = to_dict(config)
+def _record(layout: RunLayout, config: Config) -> tuple[dict[str, Any], list[str]]:
+    """Reads `run.json`, or writes it for a new run; with what to tell about it.
+
+    Raises:
+        ConfigError: another configuration than the run's.
+        RecordError: the file is damaged, and the journal does not say what it held.
+    """
+    wanted, messages = to_dict(config), []
     record: dict[str, Any] = {}
     if layout.record.exists():
         try:
-            record = read_json(layout.record)
-            stored = record["config"]
-            assert isinstance(record["uid"], str)
-        except (RecordError, KeyError, TypeError, AssertionError):
-            move_aside(layout.record)
-            record = {}
-        else:
-            _refuse_changes(layout, stored, wanted)
+            record = _read_record(layout)
+        except RecordError as error:
+            record = _record_of_journal(layout, error)
+            messages = [f"{error}; moved aside as {move_aside(layout.record).name}, and written anew from the journal"]
+        if any(layout.all_experiments()):
+            _refuse_changes(layout, record["config"], wanted)
     if not record:
         record = {
             "uid": uuid.uuid4().hex[:8],
@@ -129,9 +138,41 @@ def _record(layout: RunLayout, config: Config) -> dict[str, Any]:
             "packages": {name: _installed(name) for name in ("torch", "lm-eval", "submitit", "numpy")},
             "schema_version": 1,
         }
-    if record.get("config") != wanted:
-        write_json(layout.record, {**record, "config": wanted})
+    if record.get("config") != wanted or messages:
+        record = {**record, "config": wanted}
+        write_json(layout.record, record)
+    return record, messages
+
+
+def read_config(layout: RunLayout) -> Config:
+    """The configuration of a run that exists.
+
+    Raises:
+        RecordError: `run.json` is damaged.
+    """
+    return from_dict(_read_record(layout)["config"], source=str(layout.record))
+
+
+def _read_record(layout: RunLayout) -> dict[str, Any]:
+    record = read_json(layout.record)
+    fields = {"uid": str, "config": dict}
+    if not isinstance(record, dict) or any(not isinstance(record.get(name), kind) for name, kind in fields.items()):
+        raise RecordError(f"{layout.record}: expected an object with {', '.join(fields)}")
     return record
+
+
+def _record_of_journal(layout: RunLayout, error: RecordError) -> dict[str, Any]:
+    """What the last start of the run noted."""
+    found: dict[str, Any] = {}
+    with contextlib.suppress(RecordError):
+        for event in read_events(layout.journal):
+            if event["event"] == "start" and isinstance(event.get("config"), dict):
+                found = {name: event[name] for name in ("uid", "config")}
+    if not found:
+        raise RecordError(
+            f"{error}. The journal does not hold it either: restore the file, or start a new run"
+        ) from error
+    return {**found, "schema_version": 1}
 
 
 def _refuse_changes(layout: RunLayout, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -159,15 +200,20 @@ def _load(layout: RunLayout, config: Config) -> RunState:
     """
     try:
         state = load_state(layout, config)
-    except (RecordError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except (RecordError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
         state = rebuild(layout, config)
         state.say(f"journal damaged ({error}); it was moved aside and the state read from the tree")
         return state
     found = scan(layout)
-    stored = {experiment.record.id for experiment in found.experiments}
-    if found.damaged or not set(state.experiments) <= stored:
+    stored = {experiment.record.id: experiment for experiment in found.experiments}
+    changed = [
+        f"{layout.experiment(identifier).score}: it differs from the journal"
+        for identifier, score in state.scores.items()
+        if identifier in stored and stored[identifier].score not in (None, score)
+    ]
+    if found.damaged or changed or not set(state.experiments) <= set(stored) or (stored and not state.experiments):
         state = rebuild(layout, config)
-        for message in found.damaged:
+        for message in (*found.damaged, *changed):
             state.say(message)
     return state
 

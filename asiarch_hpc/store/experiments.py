@@ -8,7 +8,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from asiarch_hpc.records import (
     from_json,
     to_json,
 )
-from asiarch_hpc.store.files import move_aside, read_json, store_error, write_json, write_text
+from asiarch_hpc.store.files import json_bytes, move_aside, read_json, store_error, write_json, write_text
 from asiarch_hpc.store.layout import ExperimentLayout, RunLayout
 
 
@@ -42,7 +42,7 @@ class StoredExperiment:
     """One experiment as found in the tree."""
 
     record: Experiment
-    gate: GateReport | None
+    gate: GateReport
     score: Score | None
     trials: tuple[StoredTrial, ...] = ()
 
@@ -80,6 +80,7 @@ def write_experiment(
             write_json(temporary.proposal, proposal)
         if units is not None:
             write_json(temporary.units, units)
+            record = replace(record, units_sha256=hashlib.sha256(json_bytes(units)).hexdigest())
         write_json(temporary.record, to_json(record))
         try:
             os.rename(temporary.root, final.root)
@@ -102,32 +103,35 @@ def read_experiment(folder: ExperimentLayout) -> Experiment:
     record = from_json(Experiment, read_json(folder.record), source=str(folder.record))
     if record.id != folder.root.name:
         raise RecordError(f"{folder.record}: id {record.id}, expected the folder's name {folder.root.name}")
-    try:
-        found = hashlib.sha256(folder.architecture.read_bytes()).hexdigest()
-    except OSError as error:
-        raise RecordError(f"{folder.architecture}: cannot be read ({error.strerror})") from error
-    if found != record.source_sha256:
-        raise RecordError(
-            f"{folder.architecture}: sha256 {found[:16]}…, expected {record.source_sha256[:16]}…; "
-            "the design was edited after it was stored"
-        )
+    _check_hash(folder.architecture, record.source_sha256)
+    if record.units_sha256:
+        _check_hash(folder.units, record.units_sha256)
     return record
+
+
+def _check_hash(path: Path, expected: str) -> None:
+    try:
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise RecordError(f"{path}: cannot be read ({error.strerror})") from error
+    if found != expected:
+        raise RecordError(f"{path}: sha256 {found[:16]}…, expected {expected[:16]}…; it was edited after it was stored")
 
 
 def scan(layout: RunLayout, *, moved: bool = True) -> Scan:
     """Reads every experiment of the tree.
 
-    A damaged file is moved aside when `moved`, and its message kept; without its record or source an experiment
-    is damaged as a whole.
+    A damaged file is moved aside when `moved`, and its message kept; without its record, source, units or gate
+    report an experiment is damaged as a whole.
     """
     result = Scan()
     for folder in layout.all_experiments():
         try:
             record = read_experiment(folder)
+            gate = from_json(GateReport, read_json(folder.gate), source=str(folder.gate))
         except RecordError as error:
             result.damaged.append(_aside(folder.root, str(error), moved))
             continue
-        gate = _optional(GateReport, folder.gate, result, moved)
         score = _optional(Score, folder.score, result, moved)
         result.experiments.append(StoredExperiment(record, gate, score, tuple(_trials(folder, result, moved))))
     return result
@@ -141,10 +145,12 @@ def _trials(folder: ExperimentLayout, result: Scan, moved: bool) -> Iterable[Sto
         failure = _optional(dict, trial.failure, result, moved)
         record = _optional(TrialRecord, trial.record, result, moved)
         evaluation = _optional(Evaluation, trial.evaluation, result, moved)
-        if record and evaluation and record.weights_sha256 != evaluation.weights_sha256:
-            message = f"{trial.evaluation}: it scored other weights than {trial.record} describes"
-            result.damaged.append(_aside(trial.evaluation, message, moved))
-            evaluation = None
+        if record and evaluation:
+            try:
+                _check_hash(trial.evaluation, record.evaluation_sha256)
+            except RecordError as error:
+                result.damaged.append(_aside(trial.evaluation, str(error), moved))
+                evaluation = None
         yield StoredTrial(root.name, record, evaluation, failure)
 
 

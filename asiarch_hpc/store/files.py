@@ -40,7 +40,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """`write_bytes` of indented JSON that a person can read; NaN is refused, it is no JSON."""
-    write_bytes(path, (json.dumps(data, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, json_bytes(data))
+
+
+def json_bytes(data: Any) -> bytes:
+    """The content of a JSON file, so that another record can hold its hash."""
+    return (json.dumps(data, indent=1, allow_nan=False) + "\n").encode()
 
 
 def create_json(path: Path, data: Any) -> bool:
@@ -71,7 +76,7 @@ def read_json(path: Path) -> Any:
         raise RecordError(f"{path}: the file is missing; it was expected by a record that refers to it") from error
     except OSError as error:
         raise store_error(error, path) from error
-    except ValueError as error:  # JSON and Unicode errors
+    except (ValueError, RecursionError) as error:  # JSON and Unicode errors
         raise RecordError(f"{path}: not valid JSON ({error}); the file is truncated or was edited by hand") from error
 
 

@@ -125,6 +125,11 @@ class RunLayout:
         return self.root / "run.json"
 
     @property
+    def corpus(self) -> Path:
+        """Which corpus the run is trained on."""
+        return self.root / "corpus.json"
+
+    @property
     def journal(self) -> Path:
         return self.root / "journal.jsonl"
 

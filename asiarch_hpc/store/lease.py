@@ -103,12 +103,12 @@ def live_holder(layout: RunLayout, epoch: int, *, stale_seconds: float = 90.0) -
         held = read_json(path)
     except RecordError:
         held = {}
-    if not isinstance(held, dict) or held.get("released"):
+    if not isinstance(held, dict) or held.get("released") or not isinstance(held.get("pid"), int):
         return ""
     here = held.get("host") == socket.gethostname()
     if here and held.get("boot") != boot_id():
         return ""
-    if here and (process_started(int(held.get("pid", 0))) or "-") != held.get("process_started"):
+    if here and (process_started(held["pid"]) or "-") != held.get("process_started"):
         return ""
     age = _age(path)
     if not here and not (age < stale_seconds):

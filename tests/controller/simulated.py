@@ -17,7 +17,7 @@ from asiarch_hpc.controller.run import load_state
 from asiarch_hpc.controller.scheduler import JobRequest, JobStatus
 from asiarch_hpc.records import Evaluation, Experiment, GateReport, Json, TaskScore, TrialRecord, to_json
 from asiarch_hpc.store.experiments import write_experiment
-from asiarch_hpc.store.files import write_json
+from asiarch_hpc.store.files import json_bytes, write_json
 from asiarch_hpc.store.layout import RunLayout
 from asiarch_hpc.store.lease import take_lease
 
@@ -46,6 +46,8 @@ class SimulatedJobs:
     def run(self, request: JobRequest) -> None:
         work, submission = request.arguments["work"], request.arguments["submission"]
         folder = self.layout.attempts(work)
+        if folder.is_file():
+            return
         folder.mkdir(parents=True, exist_ok=True)
         claim = folder / f"{submission:03d}.000"
         if claim.exists() or max((p.name for p in folder.iterdir()), default="") > claim.name:
@@ -93,15 +95,16 @@ class SimulatedJobs:
     def train(self, arguments: Json) -> Json:
         identifier, trial = arguments["experiment"], arguments["trial"]
         loss = 4.0 + 0.2 * chance("loss", identifier, trial).random()
-        record = TrialRecord(
-            experiment=identifier, name=trial, scale="explore", seed=0, attempt="001.000", dim=64, depth=3,
-            parameters=1000, steps=1, tokens=1, first_loss=7.0, final_loss=loss, train_seconds=1.0,
-            tokens_per_second=1.0, weights_sha256="w", corpus_key="c", device="cpu", precision="fp32",
-        )  # fmt: skip
         evaluation = Evaluation(
             experiment=identifier, trial=trial, attempt="001.000", weights_sha256="w", loss=loss,
             bits_per_byte=loss / 2, untrained_loss=7.6, untrained_bits_per_byte=4.0, uniform_loss=7.6,
             benchmark=0.3, tasks={"t": TaskScore(accuracy=0.3, stderr=0.01, chance=0.25, questions=100)},
+        )  # fmt: skip
+        record = TrialRecord(
+            experiment=identifier, name=trial, scale="explore", seed=0, attempt="001.000", dim=64, depth=3,
+            parameters=1000, steps=1, tokens=1, first_loss=7.0, final_loss=loss, train_seconds=1.0,
+            tokens_per_second=1.0, weights_sha256="w", corpus_key="c", device="cpu", precision="fp32",
+            evaluation_sha256=hashlib.sha256(json_bytes(to_json(evaluation))).hexdigest(),
         )  # fmt: skip
         folder = self.layout.experiment(identifier).trial(trial)
         write_json(folder.record, to_json(record))

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from asiarch_hpc.controller import run
 from asiarch_hpc.controller.loop import Controller, FatalJobError
-from asiarch_hpc.errors import LeaseError, SchedulerError, StoreError
+from asiarch_hpc.errors import LeaseError, RecordError, SchedulerError, StoreError
 from asiarch_hpc.store import files, journal
 from asiarch_hpc.store.experiments import scan
 from asiarch_hpc.store.layout import RunLayout
@@ -72,7 +72,7 @@ def test_a_run_reaches_its_end(tmp_path: Path) -> None:
     assert sum(s.status == "scored" for s in controller.state.slots.values()) == 6
     assert len(pools(controller.layout)) >= 4
     assert not list(controller.layout.inbox.iterdir())
-    assert not list((controller.layout.jobs / "attempts").iterdir())
+    assert all(path.is_file() for path in (controller.layout.jobs / "attempts").iterdir())
 
 
 @pytest.mark.parametrize("after", [False, True])
@@ -258,6 +258,99 @@ def test_at_most_one_query_a_tick_and_a_minute_on_slurm(tmp_path: Path) -> None:
         ticks += 1
     assert scheduler.queries <= ticks
     assert scheduler.queries <= (clock.now - began) / controller.config.executor.query_seconds + 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"work": "/tmp/victim", "job": "j", "submission": 1, "restart": 0, "status": "ok"},
+        {"work": "../../experiments", "job": "j", "submission": 1, "restart": 0, "status": "ok"},
+        {"work": "", "job": "j", "submission": 1, "restart": 0, "status": "ok"},
+        {"work": "propose-delta_net", "job": "j", "submission": "1", "restart": 0, "status": "ok"},
+        {"work": "propose-delta_net", "job": "j", "submission": 1, "restart": 0.5, "status": "ok"},
+        [],
+        None,
+    ],
+)
+def test_a_message_that_no_job_wrote_touches_nothing(tmp_path: Path, message: Any) -> None:
+    controller = drive(tmp_path / "run", config_of(designs=2))
+    before = sorted(path for path in tmp_path.rglob("*") if path.name[0] != ".")
+    files.write_json(controller.layout.inbox / "a.json", message)
+    controller.tick()
+    after = sorted(path for path in tmp_path.rglob("*") if path.name[0] != ".")
+    assert [p for p in after if p not in before] == [controller.layout.inbox / "a.json.damaged-1"]
+    assert [p for p in before if p not in after] == []
+
+
+def test_an_inbox_entry_that_is_no_file_is_moved_aside(tmp_path: Path) -> None:
+    controller = drive(tmp_path / "run", config_of(designs=2))
+    os.mkfifo(controller.layout.inbox / "a.json")
+    (controller.layout.inbox / "b.json").mkdir()
+    (controller.layout.inbox / "c.json").write_text("[" * 100_000)
+    controller.tick()
+    names = sorted(path.name for path in controller.layout.inbox.iterdir())
+    assert names == ["a.json.damaged-1", "b.json.damaged-1", "c.json.damaged-1"]
+
+
+@pytest.mark.parametrize("name", ["gate.json", "experiment.json", "trials/explore-s0/evaluation.json"])
+@pytest.mark.parametrize("content", ["{", '{"loss": NaN}', "[]"])
+def test_a_damaged_record_costs_only_its_own_work(tmp_path: Path, name: str, content: str) -> None:
+    config = config_of()
+    controller = drive(tmp_path / "run", config)
+    before = pools(controller.layout)
+    victim = next(e for e in controller.state.experiments.values() if e.slot == 3 and e.id in controller.state.scores)
+    (controller.layout.experiment(victim.id).root / name).write_text(content)
+    free(controller.layout)
+    scheduler = SimulatedScheduler(SimulatedJobs(controller.layout))
+    with run.open_controller(controller.layout, config) as resumed:
+        assert any("moved aside" in line for line in resumed.state.recent)
+    again = controller_of(controller.layout, config, scheduler, Clock())
+    for _ in range(100):
+        if again.done() is not None:
+            break
+        again.tick()
+        scheduler.work()
+    assert again.done() == "complete"
+    assert pools(again.layout) == before
+    assert 1 <= len(scheduler.submitted) <= 2
+
+
+def test_an_edited_evaluation_score_or_pool_is_not_believed(tmp_path: Path) -> None:
+    config = config_of()
+    controller = drive(tmp_path / "run", config)
+    layout, before = controller.layout, pools(controller.layout)
+    score = next(layout.experiments.glob("*/*/score.json"))
+    score.write_text(score.read_text().replace('"fitness": 0.', '"fitness": 0.9'))
+    generation = layout.generation(1)
+    content = json.loads(generation.read_text())
+    generation.write_text(json.dumps(content | {"entries": content["entries"][:1]}))
+    free(layout)
+    with run.open_controller(layout, config) as resumed:
+        resumed.tick()
+        assert run.fingerprint(resumed.state) == run.fingerprint(controller.state)
+    assert pools(layout) == before
+    assert generation.with_name("000001.json.damaged-1").exists()
+
+
+def test_an_attempt_that_starts_after_its_result_finds_nothing_to_do(tmp_path: Path) -> None:
+    controller = drive(tmp_path / "run", config_of(designs=2))
+    for work in controller.state.outcomes:
+        assert controller.layout.attempts(work).is_file()
+
+
+def test_a_damaged_run_record_is_restored_from_the_journal(tmp_path: Path) -> None:
+    layout, config = RunLayout(tmp_path / "run"), config_of()
+    config.executor.kind = "local"
+    with run.open_controller(layout, config):
+        uid = json.loads(layout.record.read_text())["uid"]
+    layout.record.write_text('{"uid": "')
+    with run.open_controller(layout, config) as again:
+        assert any("run.json" in line and "from the journal" in line for line in again.state.recent)
+    assert json.loads(layout.record.read_text())["uid"] == uid
+    layout.record.write_text("{}")
+    layout.journal.unlink()
+    with pytest.raises(RecordError, match=r"run\.json.*start a new run"), run.open_controller(layout, config):
+        pass
 
 
 def test_two_controllers_cannot_hold_a_run(tmp_path: Path) -> None:
