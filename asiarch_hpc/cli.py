@@ -1,4 +1,4 @@
-"""The command line: `asiarch explore | tick | status | rebuild | check | bench`."""
+"""The command line: `asiarch explore | tick | status | rebuild | check`."""
 
 from __future__ import annotations
 
@@ -49,7 +49,8 @@ def explore(options: argparse.Namespace) -> int:
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             signal.signal(number, _request_stop)
         try:
-            reason = _drive(controller, lambda: screen.show(_snapshot(controller)))
+            controller.finish(_drive(controller, lambda: screen.show(_snapshot(controller))))
+            screen.show(_snapshot(controller))
         except KeyboardInterrupt:
             screen.close()
             print("\nstopping; jobs end at their next checkpoint …", flush=True)
@@ -64,9 +65,6 @@ def explore(options: argparse.Namespace) -> int:
             return 0
         finally:
             screen.close()
-        controller.finish(reason)
-        screen.show(_snapshot(controller))
-        screen.close()
         _print_end(layout, controller.state, controller.config)
     return 0
 
@@ -110,7 +108,8 @@ def rebuild(options: argparse.Namespace) -> int:
             f"{'same state as before' if before == after else f'the state changed: {before} -> {after}'}"
         )
         for message in controller.state.recent:
-            print(f"  {message}")
+            if "moved aside" in message:
+                print(f"  {message}")
     return 0
 
 

@@ -138,6 +138,7 @@ def _result(busy: Busy, message: dict[str, Any]) -> Event:
             "trial": busy.work["trial"],
             "evaluation": payload["evaluation"],
             "seconds": message["seconds"],
+            "tokens_per_second": payload.get("trial", {}).get("tokens_per_second"),
         }
     slots = {"slot": busy.work["slot"], "attempt": busy.work["attempt"]}
     if payload["duplicate"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from statistics import fmean
 
 from asiarch_hpc.config import Config
 from asiarch_hpc.controller.leaderboard import LeaderRow
@@ -28,17 +29,17 @@ def snapshot(
     """What to show now. `known` is the scheduler's last answer, `live` false when no controller runs."""
     known = known or {}
     queued = {job for job, status in known.items() if status.state == "queued"}
-    running = [busy for busy in state.busy.values() if busy.job not in queued]
+    running = [busy for busy in state.busy.values() if busy.job not in queued] if live else []
     candidates = _candidates(state)
     first = best(state)
     elapsed = state.active_seconds + (max(0.0, now - state.latest) if live and state.latest else 0.0)
     return Snapshot(
         run=run,
-        phase=trouble or _phase(state),
+        phase=trouble or _phase(state, live),
         generation=state.generations - 1 if state.generations else None,
         counts=Counter(_stage(e, state, config) for e in state.experiments.values()),
         running=tuple(RunningJob(kind=b.kind, name=b.work["label"], seconds=now - b.submitted) for b in running),
-        queued=len(state.busy) - len(running),
+        queued=len(state.busy) - len(running) if live else 0,
         scored=len(candidates),
         wanted=config.search.designs,
         best=first,
@@ -71,6 +72,7 @@ def rows(state: RunState) -> list[LeaderRow]:
             runs=len(experiment.evaluations),
             parameters=experiment.gate.parameters,
             modelled_seconds_per_token=experiment.gate.modelled_seconds_per_token,
+            tokens_per_second=fmean(experiment.speeds) if experiment.speeds else None,
         )
         for score in state.scores.values()
         for experiment in [state.experiments[score.experiment]]
@@ -81,9 +83,11 @@ def _candidates(state: RunState) -> list[Score]:
     return [score for score in state.scores.values() if score.slot is not None and score.discarded is None]
 
 
-def _phase(state: RunState) -> str:
+def _phase(state: RunState, live: bool) -> str:
     if state.finished is not None:
         return f"finished: {state.finished}"
+    if not live:
+        return f"stopped with {len(state.busy)} jobs under way; the command that started the run resumes it"
     return "training the baselines" if not state.stats else "searching"
 
 

@@ -61,8 +61,9 @@ def _experiment(stored: StoredExperiment, key: str, config: Config) -> list[Even
         place = {"key": f"train-{record.id}-{trial.name}", "experiment": record.id, "trial": trial.name}
         if trial.evaluation is not None and trial.record is not None:
             evaluation = to_json(trial.evaluation)
+            speed = {"tokens_per_second": trial.record.tokens_per_second}
             seconds = trial.record.train_seconds + trial.evaluation.seconds
-            events.append({"event": "trained", "evaluation": evaluation, "seconds": seconds, **place})
+            events.append({"event": "trained", "evaluation": evaluation, "seconds": seconds, **speed, **place})
         elif trial.failure is not None:
             slot = {"slot": record.slot, "attempt": record.attempt}
             cause = {name: str(trial.failure.get(name, "unknown")) for name in ("stage", "cause", "message")}

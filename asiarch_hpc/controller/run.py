@@ -28,6 +28,8 @@ from asiarch_hpc.store.layout import RunLayout
 from asiarch_hpc.store.lease import live_holder, take_lease
 from jobs.entry import Entry
 
+# What reading or applying a journal that was damaged or edited may raise.
+_UNREADABLE = (RecordError, OSError, KeyError, TypeError, AttributeError, ValueError)
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -86,7 +88,11 @@ def rebuild(layout: RunLayout, config: Config) -> RunState:
     fresh.unlink(missing_ok=True)
     Journal(fresh).append(*events)
     if layout.journal.exists():
-        move_aside(layout.journal)
+        try:
+            load_state(layout, config)
+            os.replace(layout.journal, layout.journal.with_name("journal.jsonl.before-rebuild"))
+        except _UNREADABLE:
+            move_aside(layout.journal)
     os.replace(fresh, layout.journal)
     return state
 
@@ -200,7 +206,7 @@ def _load(layout: RunLayout, config: Config) -> RunState:
     """
     try:
         state = load_state(layout, config)
-    except (RecordError, OSError, KeyError, TypeError, AttributeError, ValueError) as error:
+    except _UNREADABLE as error:
         state = rebuild(layout, config)
         state.say(f"journal damaged ({error}); it was moved aside and the state read from the tree")
         return state

@@ -77,6 +77,7 @@ class ExperimentState:
     attempt: int | None
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    speeds: list[float] = field(default_factory=list)
 
 
 Outcome = Literal["ok", "failed"]
@@ -107,7 +108,6 @@ class RunState:
     latest: float = 0.0
     active_seconds: float = 0.0
     finished: str | None = None
-    seconds: dict[str, float] = field(default_factory=dict)
 
     def apply(self, event: Event) -> None:
         """Folds one event."""
@@ -207,7 +207,8 @@ class RunState:
         self.outcomes[event["key"]] = "ok"
         evaluation = from_json(Evaluation, event["evaluation"], source="journal")
         self.experiments[event["experiment"]].evaluations[event["trial"]] = evaluation
-        self.seconds[event["key"]] = event["seconds"]
+        if event.get("tokens_per_second"):
+            self.experiments[event["experiment"]].speeds.append(event["tokens_per_second"])
 
     def _on_baselines(self, event: Event) -> None:
         self.stats = tuple(from_json(BaselineStats, stats, source="journal") for stats in event["stats"])
@@ -220,7 +221,9 @@ class RunState:
         self._finish(experiment.slot, experiment.attempt, outcome, experiment.id)
         if score.discarded:
             self.causes["discarded: leak"] += 1
-        self.say(f"{experiment.name} scored {score.fitness:.3f}" + (f" ({score.discarded})" if score.discarded else ""))
+        self.say(
+            f"{experiment.name}: fitness {score.fitness:.3f}" + (f" ({score.discarded})" if score.discarded else "")
+        )
 
     def _on_generation(self, event: Event) -> None:
         self.generations = event["number"] + 1

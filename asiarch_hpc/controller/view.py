@@ -262,7 +262,7 @@ def _best_line(snapshot: Snapshot) -> str:
     best = snapshot.best
     assert best is not None
     name = snapshot.best_name or best.experiment
-    line = f"best so far: {name}, fitness {best.fitness:.3f} ± {best.fitness_sd:.3f}, loss {best.loss:.4f}"
+    line = f"best found: {name}, fitness {best.fitness:.3f} ± {best.fitness_sd:.3f}, loss {best.loss:.4f}"
     reference = snapshot.reference
     if reference is None or best.experiment == reference.experiment:
         return line

@@ -38,7 +38,7 @@ def _baselines(state: RunState, config: Config) -> Iterator[WorkSpec]:
             kind="propose",
             function="jobs.propose:baseline",
             arguments={"design": name, "reference": None if name == config.baselines.reference else reference},
-            label=f"check {name}",
+            label=f"baseline {name}",
         )
 
 
@@ -54,7 +54,7 @@ def _trainings(state: RunState, config: Config) -> Iterator[WorkSpec]:
                 arguments={"experiment": experiment.id, "trial": trial, "seed": seed},
                 experiment=experiment.id,
                 trial=trial,
-                label=f"train {experiment.name} s{seed}",
+                label=f"{experiment.name} s{seed}",
             )
 
 
@@ -75,5 +75,5 @@ def _proposals(state: RunState, config: Config) -> Iterator[WorkSpec]:
             },
             slot=slot,
             attempt=attempt,
-            label=f"propose {slot}" + (f" (try {attempt + 1})" if attempt else ""),
+            label=f"slot {slot}" + (f" (try {attempt + 1})" if attempt else ""),
         )

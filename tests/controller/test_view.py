@@ -105,7 +105,7 @@ def test_the_panel_says_everything() -> None:
         "mixer_3 s0",
         "3m03s",
         "baseline gated_delta_net: loss 4.4500 ± 0.0100",
-        "best so far: gated_mixer, fitness 0.600 ± 0.021",
+        "best found: gated_mixer, fitness 0.600 ± 0.021",
         "-0.2000 ± 0.0115 against delta_net: better",
         "2 gate: not causal",
         "left 3m20s",
