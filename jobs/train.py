@@ -11,7 +11,7 @@ import contextlib
 import functools
 import hashlib
 import json
-import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from asiarch_hpc.errors import EvaluationError, StoreError, TrainingError
@@ -143,15 +144,17 @@ def _train(
                 return {"disk": str(error)}
         return _outcome_json(outcome)
 
-    answer = run_isolated(
-        child,
-        timeout_s=resources.timeout_min * 60,
-        memory_gb=resources.memory_gb,
-        writable=[trial.root],
-        rung=config.gate.sandbox,
-        threads=config.scale.threads,
-        gpu=choose_device(config.scale.device).type == "cuda",
-    )
+    # The child's home: torch and CUDA drivers keep caches there, which are no part of the trial.
+    with tempfile.TemporaryDirectory(prefix="asiarch-train-") as scratch:
+        answer = run_isolated(
+            child,
+            timeout_s=resources.timeout_min * 60,
+            memory_gb=resources.memory_gb,
+            writable=[Path(scratch), trial.root],
+            rung=config.gate.sandbox,
+            threads=config.scale.threads,
+            gpu=_uses_gpu(config.scale.device),
+        )
     if (answer.cause or "").startswith("killed"):
         # The system's or an administrator's doing more often than the design's, which the gate has seen run.
         raise ChildProcessError(f"the training's process was {answer.cause} ({answer.error})")
@@ -217,15 +220,37 @@ def _serve(
         vocab=vocab,
         max_tokens=space.config.evaluation.batch_size * scale.length,
         timeout_s=space.config.evaluation.timeout_s,
-        isolate=functools.partial(_isolate, choose_rung(space.config.gate.sandbox)),
+        isolate=functools.partial(_isolate, choose_rung(space.config.gate.sandbox), gpu=_uses_gpu(scale.device)),
         threads=scale.threads,
     )
 
 
-def _isolate(rung: str) -> None:
-    """Confines the process that gives logits: it writes nothing, reaches no network and signals nobody outside."""
+@functools.cache
+def _uses_gpu(setting: str) -> bool:
+    """Whether the `device` setting means a GPU on this machine."""
+    return choose_device(setting, has_cuda=_cuda_in_a_child).type == "cuda"
+
+
+def _cuda_in_a_child() -> bool:
+    """Whether a confined child can use a GPU. This process must not look: it forks others that use CUDA."""
+    if torch.version.cuda is None and torch.version.hip is None:
+        return False
+    with tempfile.TemporaryDirectory(prefix="asiarch-look-") as scratch:
+        answer = run_isolated(
+            torch.cuda.is_available, timeout_s=120.0, memory_gb=4.0, writable=[Path(scratch)], gpu=True
+        )
+    if not answer.ok:
+        raise RuntimeError(f"looking for a GPU: {answer.cause}: {answer.error}")
+    return answer.result is True
+
+
+def _isolate(rung: str, *, gpu: bool) -> None:
+    """Confines the process that gives logits: it writes nothing (but to GPU devices, if it may use them), reaches no
+    network and signals nobody outside."""
     if rung != "limits":
-        confine.restrict_writes([Path("/dev/null")], network=False)
+        confine.restrict_writes([Path("/dev/null"), *(confine.gpu_paths() if gpu else [])], network=False)
+        if gpu:
+            confine.hold_own_proc()  # for the rest of the process's life
     confine.drop_capabilities()
 
 
@@ -242,8 +267,6 @@ def _finish(trial: TrialLayout, record: TrialRecord, evaluation: Evaluation, *, 
         weights.rename(trial.weights)
     weights.unlink(missing_ok=True)
     checkpoint.discard(trial.checkpoint)
-    for folder in [path for path in trial.root.iterdir() if path.is_dir()]:
-        shutil.rmtree(folder, ignore_errors=True)  # what compilers left in the child's home
 
 
 def _metrics(path: Path) -> Iterator[Json]:

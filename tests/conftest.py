@@ -38,6 +38,22 @@ def wait_for(condition: Any, seconds: float = 300.0) -> Any:
     return value
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that fork processes which use CUDA come first, those that use it in this process last: once that has
+    looked for a GPU, no forked process can use one, and no sandbox starts."""
+
+    def turn(item: pytest.Item) -> int:
+        if not item.get_closest_marker("gpu"):
+            return 1
+        return 0 if item.get_closest_marker("sandboxed") else 2
+
+    items.sort(key=turn)
+    if not Path("/dev/nvidiactl").exists():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no NVIDIA device on this machine"))
+
+
 @pytest.fixture(scope="session")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")

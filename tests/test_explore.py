@@ -51,6 +51,7 @@ def test_a_run_leaves_what_the_design_says(calm: RunLayout) -> None:
         if experiment.score is None:
             continue
         for trial in experiment.trials:
+            assert all(path.is_file() for path in folder.trial(trial.name).root.iterdir())
             assert trial.evaluation is not None
             assert trial.record is not None
             assert trial.evaluation.weights_sha256 == trial.record.weights_sha256
@@ -67,6 +68,18 @@ def test_baselines_have_three_seeds_and_a_spread(calm: RunLayout) -> None:
     for stats in pools(calm)["000000.json"]["baselines"]:
         assert stats["seeds"] == 3
         assert stats["loss_sd"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.sandboxed
+def test_trials_train_and_are_evaluated_on_a_gpu(results: Path) -> None:
+    words = command(results, "gpu", "scale.device=cuda", "executor.train.gpus=1", "search.designs=2")
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trials = [t for e in scan(RunLayout.of(results, "gpu")).experiments if e.score is not None for t in e.trials]
+    assert len(trials) == 8
+    assert {t.record.device for t in trials if t.record is not None} != {"cpu"}
+    assert {t.record.precision for t in trials if t.record is not None} == {"bf16"}
 
 
 def test_killed_again_and_again_the_run_is_the_same(results: Path, calm: RunLayout) -> None:

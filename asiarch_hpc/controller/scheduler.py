@@ -42,14 +42,13 @@ def job_environment(cpus: int) -> dict[str, str]:
     """Variables that every job's process starts with.
 
     glibc otherwise gives freed tensors back to the kernel and takes them again page by page, a third of the time of
-    small trainings; torch's usual look for CUDA would start it in the parent of the processes that use it.
+    small trainings.
     """
     return {
         "OMP_NUM_THREADS": str(cpus),
         "MALLOC_MMAP_THRESHOLD_": str(2**25),
         "MALLOC_TRIM_THRESHOLD_": str(2**32),
         "MALLOC_TOP_PAD_": str(2**26),
-        "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
     }
 
 

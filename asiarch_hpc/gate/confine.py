@@ -13,7 +13,7 @@ import resource
 import signal
 import stat
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
@@ -30,6 +30,8 @@ _MS_NOSUID, _MS_NODEV, _MS_NOEXEC, _MS_REC, _MS_PRIVATE = 2, 4, 8, 1 << 14, 1 <<
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER, _PR_SET_NO_NEW_PRIVS = 1, 36, 38
 _CAPABILITY_VERSION_3 = 0x20080522
+_OWN_PROC = Path("/proc/self")
+_GPU_DEVICES = ("nvidia*", "nvidia-caps/*", "kfd", "dri/*", "shm", "infiniband/*")
 _START_TIME, _ENV_START, _ENV_END = 22, 50, 51  # fields of /proc/self/stat, counted from 1 (proc(5))
 
 
@@ -182,9 +184,15 @@ def start_time(process: int) -> int:
         return 0
 
 
-def device_paths(patterns: Sequence[str]) -> list[Path]:
-    """Existing device files for the patterns, relative to /dev."""
-    return [path for pattern in patterns for path in sorted(Path("/dev").glob(pattern))]
+def gpu_paths() -> list[Path]:
+    """What a process must be able to write to so that it can use GPUs: device files, its own folder in /proc (CUDA
+    names its threads there). `hold_own_proc` must follow where these are given to `restrict_writes`."""
+    return [path for pattern in _GPU_DEVICES for path in sorted(Path("/dev").glob(pattern))] + [_OWN_PROC]
+
+
+def hold_own_proc() -> int:
+    """A descriptor to keep open: Landlock knows a folder by its inode, which in /proc lasts while somebody holds it."""
+    return os.open(_OWN_PROC, os.O_PATH)
 
 
 def _children(process: int) -> list[int]:

@@ -23,8 +23,6 @@ from typing import Any, NoReturn
 from asiarch_hpc.gate import confine
 
 _CHANNEL = 3  # the child's descriptor for its answer
-_OWN_PROC = "/proc/self"
-_GPU_DEVICES = ("nvidia*", "nvidia-caps/*", "kfd", "dri/*", "shm", "infiniband/*")
 _TRACEBACK_CHARS = 4000
 _REFUSALS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHASHSEED")
@@ -171,8 +169,7 @@ def _confine_self(plan: Plan, pipes: Pipes) -> None:
         address_bytes=None if plan.gpu else plan.memory_bytes,
     )
     if plan.rung != "limits":
-        # CUDA names its threads through the process's own folder in /proc.
-        devices = [*confine.device_paths(_GPU_DEVICES), Path(_OWN_PROC)] if plan.gpu else []
+        devices = confine.gpu_paths() if plan.gpu else []
         confine.restrict_writes([*plan.writable, Path(os.devnull), *devices], network=plan.network)
     confine.drop_capabilities()
     confine.set_parent_death_signal(signal.SIGKILL)
@@ -182,8 +179,8 @@ def _keep_descriptors(plan: Plan, pipes: Pipes) -> None:
     """Closes all but the channel: copies of the status pipe are the supervisors' alone, its end means theirs."""
     os.dup2(pipes.answer[1], _CHANNEL)
     kept = _CHANNEL + 1
-    if plan.gpu:  # Landlock knows the folder by its inode, which lasts while somebody holds it
-        os.dup2(os.open(_OWN_PROC, os.O_PATH), kept)
+    if plan.gpu:
+        os.dup2(confine.hold_own_proc(), kept)
         kept += 1
     os.closerange(kept, os.sysconf("SC_OPEN_MAX"))
 

@@ -11,9 +11,9 @@ Rungs, strongest first (`containment` lists what each holds):
   limits      time, memory and process limits alone: the child can write wherever its user can
 
 The caller should be single-threaded, or at least call from a thread that lives on (the kernel ends the family with
-the thread that forked it). It must not have initialised CUDA, which `torch.cuda.is_available()` does too unless
-PYTORCH_NVML_BASED_CUDA_CHECK=1. After it has used several OpenMP threads, children must keep `threads=1`. Open files
-of the caller are closed in the child.
+the thread that forked it). For children with `gpu` it must not have touched CUDA: even `torch.cuda.is_available()`
+leaves a CUDA, or with PYTORCH_NVML_BASED_CUDA_CHECK=1 an NVML, that does not work in forked children. After it has
+used several OpenMP threads, children must keep `threads=1`. Open files of the caller are closed in the child.
 """
 
 from __future__ import annotations

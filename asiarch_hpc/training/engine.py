@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -131,17 +132,22 @@ def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, *, has_cuda: Callable[[], bool] = torch.cuda.is_available) -> torch.device:
     """The device of a `device` setting.
+
+    Args:
+        has_cuda: whether there is a GPU; asked only where it matters. torch's own look leaves this process with a
+            CUDA that its forked children cannot use.
 
     Raises:
         ConfigError: unknown, or not on this machine.
     """
     if name not in ("auto", "cpu", "cuda"):
         raise ConfigError(f"scale.device={name!r}: auto, cpu or cuda was expected")
-    if name == "cuda" and not torch.cuda.is_available():
+    found = name != "cpu" and has_cuda()
+    if name == "cuda" and not found:
         raise ConfigError("scale.device=cuda: no CUDA device on this machine; use device=auto or ask for a GPU")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cuda" if found else "cpu")
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -18,7 +18,7 @@ from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import LanguageModel, build_model
 from asiarch_hpc.training.corpus import Corpus
 from asiarch_hpc.training.data import Batch, Batches
-from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine
+from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine, choose_device
 from asiarch_hpc.training.monitor import Monitor, TrainingStoppedError
 
 _FINAL_WINDOW = 10  # steps whose mean is the final loss: a single batch is too noisy to report
@@ -109,7 +109,8 @@ def train(
         TrainingStoppedError: with `cause`; the design cannot be built or run, or its numbers rule it out.
         StoreError: checkpoint or weights cannot be written.
     """
-    with _threads(scale.threads), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    gpus = range(torch.cuda.device_count()) if choose_device(scale.device).type == "cuda" else ()
+    with _threads(scale.threads), torch.random.fork_rng(devices=gpus):
         model = _build(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed)
         torch.manual_seed(seed)
         run = _Run(

@@ -180,7 +180,6 @@ def test_second_derivatives(case: Case) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @NAMED
 @pytest.mark.parametrize("length", [1, 65, 200])
 def test_cuda_agrees_with_the_cpu(case: Case, length: int) -> None:

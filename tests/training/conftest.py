@@ -89,6 +89,7 @@ def scale() -> ScaleConfig:
         steps=30,
         learning_rate=1e-2,
         warmup_steps=3,
+        device="cpu",
         checkpoint_seconds=1e9,
     )
 
