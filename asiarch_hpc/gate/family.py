@@ -204,7 +204,8 @@ def _environment(plan: Plan) -> dict[str, str]:
     if plan.gpu:
         kept |= {name: value for name, value in os.environ.items() if name.startswith(_GPU_VARIABLES)}
     else:
-        kept["CUDA_VISIBLE_DEVICES"] = ""
+        # torch then finds no GPU by these variables alone; the driver would fail to start within the limits, and warn.
+        kept |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
     return kept | {
         "HOME": folder,
         "TMPDIR": folder,

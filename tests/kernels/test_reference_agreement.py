@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.cases import CASES, DECAYED, STATEFUL, Case, Operands, Sizes, error, gradients, requiring_grad
@@ -130,6 +130,8 @@ def test_delta_rule_with_hard_keys(case: Case, beta: float) -> None:
     seed=st.integers(0, 1000),
 )
 def test_any_shape(case: Case, sizes: Sizes, chunk_size: int, seed: int) -> None:
+    # A layer norm of two numbers is ±1 whatever they are: its gradient is nothing but rounding.
+    assume(case.name != "ttt_linear" or sizes.key > 2)
     options = {"chunk_size": chunk_size} if case.chunked else {}
     compare(case, case.operands(sizes, seed=seed), 10 * TOLERANCES[torch.float64], **options)
 
