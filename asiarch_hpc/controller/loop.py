@@ -54,6 +54,7 @@ class Controller:
         self.trouble = ""  # what the scheduler last complained about
         self.known: dict[str, JobStatus] = {}  # the scheduler's last answer
         self._scheduler = scheduler
+        self._local = scheduler.name == "local"
         self._lease = lease
         self._tag_prefix = tag_prefix
         self._clock = clock
@@ -125,13 +126,13 @@ class Controller:
 
     def cancel_local_jobs(self) -> None:
         """Ends jobs that would go on unseen on the user's own machine; those of a cluster end by themselves."""
-        if self._scheduler.name == "local":
+        if self._local:
             self.cancel_jobs()
 
     def finish(self, reason: str) -> None:
         """Notes the end of the run, and removes what the last jobs left once they are gone."""
         self.record({"event": "finished", "reason": reason})
-        if self._scheduler.name == "local":
+        if self._local:
             deadline = time.monotonic() + FAREWELL_SECONDS
             while (known := self._scheduler.query()) and time.monotonic() < deadline:
                 time.sleep(0.05)
@@ -153,7 +154,7 @@ class Controller:
     def _query(self) -> dict[str, JobStatus] | None:
         """The scheduler's answer, or None when it was asked too recently or cannot be reached."""
         now = self._clock()
-        pause = 0.0 if self._scheduler.name == "local" else self.config.executor.query_seconds
+        pause = 0.0 if self._local else self.config.executor.query_seconds
         if now - self._queried < pause or not self.state.busy:
             return None
         self._queried = now
@@ -180,7 +181,7 @@ class Controller:
     def _reconcile(self, known: dict[str, JobStatus] | None) -> None:
         """Compares what was submitted with what the scheduler knows; `known` is None without a fresh answer."""
         now = self._clock()
-        grace = 0.0 if self._scheduler.name == "local" else self.config.executor.lost_grace_seconds
+        grace = 0.0 if self._local else self.config.executor.lost_grace_seconds
         for busy in list(self.state.busy.values()):
             status = known.get(busy.job) if known is not None else None
             if status is not None and status.state != "ended":

@@ -88,7 +88,6 @@ class RunState:
     """All events folded together."""
 
     search: SearchConfig
-    events: int = 0
     tags: int = 0
     outcomes: dict[str, Outcome] = field(default_factory=dict)
     submissions: Counter[str] = field(default_factory=Counter)
@@ -111,7 +110,6 @@ class RunState:
 
     def apply(self, event: Event) -> None:
         """Folds one event."""
-        self.events += 1
         if event["event"] != "start" and self.latest:
             self.active_seconds += max(0.0, event["time"] - self.latest)
         self.latest = event["time"]
