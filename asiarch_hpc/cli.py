@@ -1,4 +1,4 @@
-"""The command line: `asiarch explore | tick | status | rebuild | check`."""
+"""The command line: `asiarch explore | tick | status | rebuild | check | import`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ from pathlib import Path
 from types import FrameType
 
 from asiarch_hpc.config import Config, load_config
-from asiarch_hpc.controller import progress, run, view
+from asiarch_hpc.controller import imported, progress, run, view
 from asiarch_hpc.controller.leaderboard import leaderboard
 from asiarch_hpc.controller.loop import Controller, FatalJobError
 from asiarch_hpc.controller.state import RunState
 from asiarch_hpc.errors import AsiarchError, ConfigError, TrainingError
+from asiarch_hpc.importers import asi_arch, genesys
 from asiarch_hpc.store.layout import RunLayout
+from jobs import import_run
+
+IMPORTERS = {"asi-arch": asi_arch.read, "genesys": genesys.read}
 
 
 class StopRequestedError(Exception):
@@ -81,6 +85,10 @@ def tick(options: argparse.Namespace) -> int:
 
 def status(options: argparse.Namespace) -> int:
     """Shows a run that this or another machine drives, without touching it."""
+    layout = RunLayout.of(options.results, options.run)
+    if (record := imported.imported_run(layout)) is not None:
+        print("\n".join(imported.status_lines(layout, record)))
+        return 0
     layout, config = _existing(options)
     state = run.load_state(layout, config)
     live = run.holder(layout)
@@ -121,6 +129,33 @@ def check(options: argparse.Namespace) -> int:
     passed, text = check_file(options.file, config, RunLayout(options.results / "check"))
     print(text)
     return 0 if passed else 1
+
+
+def import_published(options: argparse.Namespace) -> int:
+    """Makes a run of the files that another project published; nothing of them is executed."""
+    layout = RunLayout.of(options.results, options.run)
+    published = IMPORTERS[options.origin](options.path)
+    created = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    new = import_run.write(layout, published, created=created, code=run.code_version())
+    if options.substitute:
+        _substitute(layout, load_config(options.config, options.overrides), created)
+    record = imported.imported_run(layout)
+    assert record is not None
+    print(f"{'imported' if new else 'imported before'}: {os.path.relpath(layout.root)}")
+    print("\n".join(imported.status_lines(layout, record)))
+    return 0
+
+
+def _substitute(layout: RunLayout, config: Config, created: str) -> None:
+    from jobs.substitute import NO_RECURRENCE, substitute  # torch is loaded for this alone
+
+    without = 0
+    for attempted in substitute(layout, config.gate, seed=config.search.seed, created=created):
+        without += attempted.reason == NO_RECURRENCE
+        if attempted.reason and attempted.reason != NO_RECURRENCE:
+            print(view.printable(f"{attempted.name} keeps its own recurrence: {attempted.reason}"), flush=True)
+    if without:
+        print(f"programs without a function that carries a state along the sequence: {without}")
 
 
 def _drive(controller: Controller, show: Callable[[], None]) -> str:
@@ -202,6 +237,17 @@ def _parser() -> argparse.ArgumentParser:
     check_parser.add_argument("file", type=Path, help="layer program, composed block, or units.json")
     check_parser.add_argument("--config", default="laptop", help="name in configs/, or a YAML file")
     check_parser.add_argument("overrides", nargs="*", metavar="group.key=value")
+    import_parser = commands.add_parser("import", help=(import_published.__doc__ or "").splitlines()[0])
+    import_parser.set_defaults(command=import_published)
+    import_parser.add_argument("origin", choices=sorted(IMPORTERS), help="who published it")
+    import_parser.add_argument("path", type=Path, help="the published file, or the folder that holds the files")
+    import_parser.add_argument(
+        "--substitute", action="store_true", help="derive designs that use kernels/ for their own recurrence"
+    )
+    import_parser.add_argument("--config", default="laptop", help="limits of the sandbox (group gate)")
+    import_parser.add_argument("overrides", nargs="*", metavar="group.key=value")
+    import_parser.add_argument("--run", required=True, help="name of the new run")
+    import_parser.add_argument("--results", type=Path, default=Path("results"), help="folder of all runs")
     return parser
 
 

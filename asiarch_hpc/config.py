@@ -57,6 +57,7 @@ class ScaleConfig:
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     grad_clip: float = 1.0
+    attention: bool = True  # whether cost may grow with the square of the length
     ffn_multiple: float = 8 / 3  # SwiGLU width of layer programs, in units of dim
     tie_embeddings: bool = False
     embedding_std: float = 1.0  # of a new embedding; 0.02, common at large scale, learns slowly in few steps
@@ -161,11 +162,22 @@ class GateConfig:
 
     timeout_s: float = 120.0
     memory_gb: float = 4.0
-    lengths: list[int] = field(default_factory=lambda: [1, 65, 128])
-    batch_sizes: list[int] = field(default_factory=lambda: [1, 3])
-    causality_length: int = 130
-    causality_positions: int = 6
-    causality_tolerance: float = 1e-3  # of the output's scale, in fp32
+    device: str = "auto"  # of the checks: auto (a GPU where the job has one) | cpu | cuda
+    lengths: list[int] = field(default_factory=lambda: [1, 2, 63, 64, 65, 100, 257])
+    batch_sizes: list[int] = field(default_factory=lambda: [1, 2, 5])
+    causality_length: int = 130  # every position is probed at this length
+    longest: int = 1026  # bound on the length beyond a design's own chunks
+    border_positions: int = 24  # probed at that length
+    probe_rows: int = 33  # positions probed in one forward pass
+    probe_vocab: int = 512  # of the models that are only compared with themselves
+    confirmations: int = 8  # of what looks like a leak
+    gradient_tolerance: float = 2e-5  # of later tokens' gradient beside the largest; see gate/gradients.py
+    prefix_lengths: list[int] = field(default_factory=lambda: [1, 17, 33, 64, 65, 100, 129])
+    drift_calls: int = 16  # in eval mode, after which a model must answer as a fresh one does
+    drift_tolerance: float = 1e-5  # of the output's scale; passes of one shape round alike
+    decode_steps: int = 8  # single tokens, after a prefill and from the start
+    tolerance: float = 1e-3  # of the output's scale, in fp32
+    tolerance_bf16: float = 5e-2  # for designs that work in bf16 alone
     parameter_tolerance: float = 0.2  # around the baseline's non-embedding count (Genesys B.1.4)
     flops_tolerance: float = 2.0  # factor beyond which measured FLOPs are flagged
     dim_step: int = 8
@@ -175,7 +187,17 @@ class GateConfig:
     grad_clip: float = 1.0  # in these steps; the norm before clipping must stay below the next limit
     grad_norm_limit: float = 1e4
     parameter_noise: float = 0.02  # parameters are moved by this much, plus a tenth of their size, before checks
-    exponent_lengths: list[int] = field(default_factory=lambda: [256, 512, 1024])
+    # Lengths over which counted time and memory are fitted, halved until counting takes so many operations at most.
+    exponent_lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048, 4096])
+    count_launches: int = 10_000
+    growth_limit: float = 1.35  # steepest growth where attention is not allowed; n log n stays below 1.2
+    growth_length: int = 65_536  # at which that is looked for, where counting stays as short
+    slow_multiple: float = 3.0  # of the baseline's training step, in counted time
+    memory_multiple: float = 3.0  # likewise in peak memory
+    clock_decides: bool = True  # whether a step slower by the clock is refused too; then a busy machine has a say
+    clock_tokens: int = 4096  # of the longest step that is clocked
+    clock_repeats: int = 3
+    clock_seconds: float = 1.0  # after which repeating stops
     # The nominal machine of modelled times: about one CPU core; set an accelerator's at larger scales.
     roofline_flops: float = 5e10  # per second
     roofline_bytes: float = 1e10  # per second
@@ -184,7 +206,9 @@ class GateConfig:
     print_kilobytes: float = 256.0  # that a design may print without a warning
     source_kilobytes: float = 512.0  # longest source text that is looked at
     file_megabytes: float = 64.0  # largest file that a design may write, in its scratch folder
-    sandbox: str = "auto"  # auto takes the strongest rung found | namespaces | landlock | limits
+    sandbox: str = "auto"  # auto takes a rung that holds all | bubblewrap | namespaces | landlock | limits (weak)
+    unit_tests_s: float = 10.0  # for all unit tests of a design that is written as units
+    substitution_tolerance: float = 1e-4  # relative, between a program's own recurrence and the kernel that replaces it
 
 
 @dataclass
@@ -322,8 +346,8 @@ def check(config: Config) -> None:
             f"executor.kind={config.executor.kind!r}: auto, local or slurm",
         ),
         (
-            config.gate.sandbox in ("auto", "namespaces", "landlock", "limits"),
-            f"gate.sandbox={config.gate.sandbox!r}: auto, namespaces, landlock or limits",
+            config.gate.sandbox in ("auto", "bubblewrap", "namespaces", "landlock", "limits"),
+            f"gate.sandbox={config.gate.sandbox!r}: auto, bubblewrap, namespaces, landlock or limits",
         ),
         (scale.dim % scale.heads == 0, f"scale.dim={scale.dim}: a multiple of scale.heads={scale.heads}"),
         (len(config.baselines.seeds) >= 3, f"baselines.seeds={config.baselines.seeds}: at least three seeds"),
@@ -352,10 +376,17 @@ def _check_sizes(config: Config) -> None:
         "scale": ("dim", "depth", "heads", "length", "batch_size", "steps", "threads", "learning_rate"),
         "evaluation": ("questions", "heldout_tokens", "untrained_tokens", "batch_size", "timeout_s"),
         "search": ("designs", "batch", "attempts", "pool_size"),
-        "gate": ("timeout_s", "memory_gb", "dim_step", "learn_steps"),
+        "gate": (
+            *("timeout_s", "memory_gb", "dim_step", "learn_steps", "slow_multiple", "memory_multiple"),
+            *("count_launches", "growth_limit", "clock_tokens", "clock_repeats"),
+        ),
         "limits": ("submissions", "refusals", "tick_seconds", "lease_stale_seconds"),
     }
-    filled = {"evaluation": ("tasks",), "gate": ("lengths", "batch_sizes"), "search": ("seed_designs",)}
+    filled = {
+        "evaluation": ("tasks",),
+        "gate": ("lengths", "batch_sizes", "exponent_lengths"),
+        "search": ("seed_designs",),
+    }
     for group, names in positive.items():
         for name in names:
             if not (value := getattr(getattr(config, group), name)) > 0:

@@ -20,11 +20,21 @@ from asiarch_hpc.errors import RecordError
 SCHEMA_VERSION = 1
 
 Json = dict[str, Any]
-Role = Literal["baseline", "candidate"]
-Form = Literal["program", "tree"]
-Operator = Literal["seed", "mutation", "crossover", "scratch", "llm"]
+Role = Literal["baseline", "candidate", "published"]
+Form = Literal["program", "tree", "none"]  # none: published without its program
+Operator = Literal["seed", "mutation", "crossover", "scratch", "llm", "published", "kernel_substitution"]
 JobKind = Literal["propose", "debug", "train", "assess", "serve", "extract"]
 Severity = Literal["reject", "warn", "property"]
+Mark = Literal[
+    "no_program",  # published without its source text
+    "no_parse",  # its source text is not valid Python
+    "same_program",  # another design of the import has the same program up to formatting
+    "orphan",  # a parent is not in the import
+    "nan_loss",  # a published training curve holds NaN or infinity
+    "untrained_evaluation",  # the published results are those of untrained weights
+    "incomplete",  # the publisher had not finished it
+]
+Metrics = Mapping[str, float | None]  # one task's published values; None stands for NaN or "N/A"
 
 R = TypeVar("R")
 
@@ -76,8 +86,13 @@ class GateReport:
     `dim` and `depth` are the model sizes that match the baseline's parameter count; the trial uses them.
     `parameters` excludes embeddings and head. `flops_per_token` is forward, measured. `launches` counts
     tensor operations of one forward pass, `modelled_seconds_per_token` the roofline time of the counted
-    operations (deterministic, unlike a clock). `time_exponent` is the fitted growth of modelled time with
-    length.
+    operations (deterministic, unlike a clock). `time_exponent` and `memory_exponent` are the fitted growth of a
+    training step's modelled time and peak memory with length, `_error` half the width of the 95 % confidence
+    interval. `relative_seconds` and `relative_bytes` are both beside the reference baseline's, 0 without one.
+    `device` is where the checks ran. `only_precision` is set for a design that works in one precision alone.
+
+    What is clocked differs from call to call and takes no part in comparisons: `clock_seconds` of a training step
+    of `clock_tokens` tokens, `clock_bytes` its peak on a GPU (0 on a CPU).
     """
 
     passed: bool
@@ -90,8 +105,22 @@ class GateReport:
     launches: int = 0
     modelled_seconds_per_token: float = 0.0
     time_exponent: float = 0.0
+    time_exponent_error: float = 0.0
+    memory_exponent: float = 0.0
+    memory_exponent_error: float = 0.0
+    relative_seconds: float = 0.0
+    relative_bytes: float = 0.0
+    only_precision: str = ""
+    device: str = ""
     sandbox: str = ""
-    seconds: float = 0.0
+    clock_tokens: int = field(default=0, compare=False)
+    clock_seconds: float = field(default=0.0, compare=False)
+    clock_bytes: int = field(default=0, compare=False)
+    clock_exponent: float = field(default=0.0, compare=False)
+    clock_exponent_error: float = field(default=0.0, compare=False)
+    clock_relative_seconds: float = field(default=0.0, compare=False)
+    clock_relative_bytes: float = field(default=0.0, compare=False)
+    seconds: float = field(default=0.0, compare=False)
     schema_version: int = SCHEMA_VERSION
 
 
@@ -119,6 +148,7 @@ class TrialRecord:
     precision: str
     evaluation_sha256: str
     resumed: int = 0
+    sandbox: str = ""  # the rung that held the training
     schema_version: int = SCHEMA_VERSION
 
 
@@ -206,6 +236,76 @@ class Score:
     formula: str
     discarded: str | None = None
     slot: int | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SourceFile:
+    """A file that was imported; its bytes are not kept, its hash is."""
+
+    name: str
+    sha256: str
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Substitution:
+    """A function of a published program that was replaced by an operation of `kernels/`.
+
+    `error` is the largest of `errors`, the relative differences measured between the two, and below `tolerance`.
+    `as_written` is the relative difference with the function's own casts, in `precision`: how the original rounds.
+    """
+
+    function: str
+    operation: str
+    error: float
+    tolerance: float
+    errors: Mapping[str, float] = field(default_factory=dict)
+    as_written: float | None = None
+    precision: str = ""
+    lengths: tuple[int, ...] = ()
+    dtypes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """What others published about a design (`published.json`). None of it is a score of this system.
+
+    `key`, `parents` and `references` are the publisher's names; `experiment.json` has the ids. `score` is on the
+    publisher's own scale. `results` is {scale: {task: {metric: value}}}, `trials` names the folders of its training
+    curves. `substitutions` are those of a design that was derived here from a published one; such a design has no
+    published results.
+    """
+
+    experiment: str
+    origin: str
+    key: str
+    parents: tuple[str, ...] = ()
+    references: tuple[str, ...] = ()
+    score: float | None = None
+    parameters: int | None = None
+    results: Mapping[str, Mapping[str, Metrics]] = field(default_factory=dict)
+    trials: tuple[str, ...] = ()
+    marks: tuple[Mark, ...] = ()
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    substitutions: tuple[Substitution, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImportedRun:
+    """`run.json` of a run that was imported: no controller drives it, and nothing of it enters a pool.
+
+    `files` are the hashes of what was read, `notes` what was left out of it, `code` the version of this code.
+    """
+
+    kind: Literal["imported"]
+    origin: str
+    importer_version: int
+    files: tuple[SourceFile, ...]
+    created: str
+    code: str
+    notes: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
 
 

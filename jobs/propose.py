@@ -6,25 +6,28 @@ import functools
 import itertools
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from asiarch_hpc.agents.recombine import Proposal, proposals
+from asiarch_hpc.config import Config
 from asiarch_hpc.designs.compose import compose
 from asiarch_hpc.designs.hashing import design_id, source_sha256
 from asiarch_hpc.designs.seeds import seed_tree
 from asiarch_hpc.designs.tree import UnitTree, tree_from_json
 from asiarch_hpc.errors import DesignError
-from asiarch_hpc.gate.check import check
+from asiarch_hpc.gate.check import check, find_device
 from asiarch_hpc.gate.measure import Measurement
+from asiarch_hpc.gate.subject import Precision
 from asiarch_hpc.records import Experiment, GateReport, Generation, Json, from_json, to_json
 from asiarch_hpc.search import population
 from asiarch_hpc.search.policies import Choice, Selection, policy
 from asiarch_hpc.store.experiments import read_experiment, write_experiment
 from asiarch_hpc.store.files import read_json
-from asiarch_hpc.training.backbone import build_model, count_parameters
+from asiarch_hpc.training.backbone import LanguageModel, build_model, count_parameters
 from asiarch_hpc.training.tuner import match_size
 from jobs.entry import Attempt
 from jobs.workspace import Workspace
@@ -121,20 +124,27 @@ class Breeding:
         return tree
 
 
+@dataclass(frozen=True)
+class Reference:
+    """The reference baseline, which every other design is held against."""
+
+    source: str
+    parameters: int
+    cost: Measurement
+
+
 def examine(space: Workspace, source: str, *, reference: str | None, scratch: Path) -> GateReport:
     """The gate's report on a design, beside the reference baseline's (None: it is the reference itself)."""
     if reference is None:
-        scale = space.config.scale
-        return examine_beside(space, source, None, _count(source, space, scale.dim, scale.depth), scratch)
-    report = space.gate_report(reference)
-    return examine_beside(space, source, _measurement(report), report.parameters, scratch)
+        return examine_beside(space, source, None, scratch)
+    report, (_, text) = space.gate_report(reference), space.design(reference)
+    return examine_beside(space, source, Reference(text, report.parameters, _measurement(report)), scratch)
 
 
-def examine_beside(
-    space: Workspace, source: str, reference: Measurement | None, parameters: int, scratch: Path
-) -> GateReport:
-    """The gate's report on a design that is to match `parameters`; at the run's size where there is no reference."""
+def examine_beside(space: Workspace, source: str, reference: Reference | None, scratch: Path) -> GateReport:
+    """The gate's report on a design of the reference's size; at the run's size where there is no reference."""
     scale, config = space.config.scale, space.config.gate
+    parameters = _count(source, space, scale.dim, scale.depth) if reference is None else reference.parameters
 
     def size() -> tuple[int, int]:
         if reference is None:
@@ -148,22 +158,37 @@ def examine_beside(
             tolerance=config.parameter_tolerance,
         )
 
+    def build(text: str, dim: int, depth: int, vocab: int) -> LanguageModel:
+        return build_model(text, vocab=vocab, scale=scale, dim=dim, depth=depth, seed=space.config.search.seed)
+
     return check(
         source,
         config=config,
-        build=lambda dim, depth: build_model(
-            source, vocab=space.corpus.vocab, scale=scale, dim=dim, depth=depth, seed=space.config.search.seed
+        build=functools.partial(build, source),
+        build_reference=(
+            None if reference is None else functools.partial(build, reference.source, scale.dim, scale.depth)
         ),
         vocab=space.corpus.vocab,
         length=scale.length,
         size=size,
         target_parameters=parameters,
-        reference=reference,
+        reference=None if reference is None else reference.cost,
         text=_text(space),
         seed=space.config.search.seed,
         writable=scratch,
         reference_size=(scale.dim, scale.depth),
+        precision=_training_precision(space.config),
+        attention=scale.attention,
     )
+
+
+def _training_precision(config: Config) -> Precision:
+    """The precision that trials are expected to train in, without a look at CUDA, which would spoil it for children;
+    a GPU is taken to have bf16."""
+    if config.scale.precision != "auto":
+        return "bf16" if config.scale.precision == "bf16" else "fp32"
+    gpu = config.executor.train.gpus > 0 and config.scale.device == "auto"
+    return "bf16" if gpu or find_device(config.scale.device) == "cuda" else "fp32"
 
 
 def _count(source: str, space: Workspace, dim: int, depth: int) -> int:
@@ -185,9 +210,7 @@ def _measurement(report: GateReport) -> Measurement:
     return Measurement(
         flops_per_token=report.flops_per_token,
         launches=report.launches,
-        bytes_per_token=0.0,
         modelled_seconds_per_token=report.modelled_seconds_per_token,
-        time_exponent=report.time_exponent,
     )
 
 

@@ -11,22 +11,23 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.errors import EvaluationError, StoreError, TrainingError
 from asiarch_hpc.evaluation.evaluate import evaluate
 from asiarch_hpc.evaluation.process import Logits, serve_logits
-from asiarch_hpc.gate import confine
-from asiarch_hpc.gate.sandbox import choose_rung, run_isolated
+from asiarch_hpc.gate.sandbox import choose_rung, confine_process, run_isolated
 from asiarch_hpc.records import Evaluation, GateReport, Json, TrialRecord, to_json
 from asiarch_hpc.store.curves import write_curves
 from asiarch_hpc.store.files import json_bytes, write_json
@@ -40,6 +41,7 @@ from jobs.entry import Attempt, InterruptedJobError, SupersededError
 from jobs.workspace import Workspace
 
 CURVES = ("step", "loss", "learning_rate", "gradient_norm", "step_seconds", "tokens")
+METRICS_BYTES = 1 << 30  # more than any training's rows need; the file is read whole
 CLAIM_CHECK_SECONDS = 5.0  # how often a training looks whether it was replaced
 
 
@@ -73,6 +75,7 @@ def run(attempt: Attempt, arguments: Json) -> Json:
         attempt.check_current()
         failure = {"stage": error.stage, "cause": error.cause, "message": str(error)[:4000], "attempt": attempt.token}
         write_json(trial.failure, failure)
+        shutil.rmtree(trial.live, ignore_errors=True)
         raise
     record = _record(attempt, space, trial, gate, seed, outcome, evaluation)
     print(
@@ -107,7 +110,7 @@ def _record(
         train_seconds=outcome["seconds"],
         corpus_key=space.corpus.key,
         evaluation_sha256=hashlib.sha256(json_bytes(to_json(evaluation))).hexdigest(),
-        **{name: outcome[name] for name in (*same, "device", "precision", "resumed")},
+        **{name: outcome[name] for name in (*same, "device", "precision", "resumed", "sandbox")},
     )
 
 
@@ -117,6 +120,9 @@ def _train(
     """Runs the training in a confined child; the outcome crosses as JSON."""
     corpus, config = space.corpus, space.config
     resources = config.executor.train
+
+    trial.live.mkdir(exist_ok=True)
+    trial.metrics.touch()
 
     def child() -> Json:
         with trial.metrics.open("a") as metrics:
@@ -128,7 +134,7 @@ def _train(
             try:
                 outcome = train(
                     source,
-                    scale=config.scale,
+                    scale=_scale(config.scale, gate),
                     dim=gate.dim,
                     depth=gate.depth,
                     corpus=corpus,
@@ -144,16 +150,18 @@ def _train(
                 return {"disk": str(error)}
         return _outcome_json(outcome)
 
-    # The child's home: torch and CUDA drivers keep caches there, which are no part of the trial.
+    # The child's home: torch and CUDA drivers keep caches there, which are no part of the trial. Of the trial's files
+    # it may write its own, and none that says how good it is; it looks at the claims to see whether it was replaced.
     with tempfile.TemporaryDirectory(prefix="asiarch-train-") as scratch:
         answer = run_isolated(
             child,
             timeout_s=resources.timeout_min * 60,
             memory_gb=resources.memory_gb,
-            writable=[Path(scratch), trial.root],
+            writable=[Path(scratch), trial.live, trial.metrics],
+            readable=[attempt.layout.attempts(attempt.work)],
             rung=config.gate.sandbox,
             threads=config.scale.threads,
-            gpu=_uses_gpu(config.scale.device),
+            gpu=_uses_gpu(config.scale.device, config.gate.sandbox),
         )
     if (answer.cause or "").startswith("killed"):
         # The system's or an administrator's doing more often than the design's, which the gate has seen run.
@@ -168,7 +176,21 @@ def _train(
     if result["status"] == "interrupted":
         attempt.check_current()
         raise InterruptedJobError(f"{trial.root.name}: stopped at step {result['steps']}, with a checkpoint")
-    return result
+    for path, limit in ((_weights(trial), None), (trial.metrics, METRICS_BYTES)):
+        if path.is_symlink() or not path.is_file() or (limit is not None and path.stat().st_size > limit):
+            raise FailedTrialError("training", "output", f"{path.name}: not the file that a training leaves")
+    if answer.rung == "limits":
+        print("the design's code was held by limits alone: it could read and change whatever this user can")
+    return {**result, "sandbox": answer.rung}
+
+
+def _weights(trial: TrialLayout) -> Path:
+    return trial.checkpoint.with_name(trial.checkpoint.name + ".weights")
+
+
+def _scale(scale: ScaleConfig, gate: GateReport) -> ScaleConfig:
+    """The run's scale; a design that works in one precision alone trains in that one."""
+    return replace(scale, precision=gate.only_precision) if gate.only_precision else scale
 
 
 def _evaluate(
@@ -186,7 +208,7 @@ def _evaluate(
             experiment=trial.root.parent.parent.name,
             trial=trial.root.name,
             attempt=attempt.token,
-            weights=Path(outcome["weights_path"]),
+            weights=_weights(trial),
             expected_sha256=outcome["weights_sha256"],
             serve=functools.partial(_serve, space, source, gate, seed),
             tokenizer=corpus.tokenizer,
@@ -201,11 +223,11 @@ def _evaluate(
         raise FailedTrialError("evaluation", "refused", str(error)) from error
 
 
-def _serve(
-    space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None
-) -> AbstractContextManager[Logits]:
+@contextlib.contextmanager
+def _serve(space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None) -> Iterator[Logits]:
     """A process that gives the logits of the trained weights, or of the initial ones."""
-    scale, vocab = space.config.scale, space.corpus.vocab
+    scale, vocab, config = space.config.scale, space.corpus.vocab, space.config
+    gpu, rung = _uses_gpu(scale.device, config.gate.sandbox), choose_rung(config.gate.sandbox)
 
     def load() -> Callable[[Tensor], Tensor]:
         device = choose_device(scale.device)
@@ -213,45 +235,56 @@ def _serve(
         if weights is not None:
             model.load_state_dict(checkpoint.load_weights_bytes(weights))
         model.eval().to(device)
-        return lambda ids: model(ids.to(device))[0]
 
-    return serve_logits(
-        load,
-        vocab=vocab,
-        max_tokens=space.config.evaluation.batch_size * scale.length,
-        timeout_s=space.config.evaluation.timeout_s,
-        isolate=functools.partial(_isolate, choose_rung(space.config.gate.sandbox), gpu=_uses_gpu(scale.device)),
-        threads=scale.threads,
-    )
+        def logits(ids: Tensor) -> Tensor:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=gate.only_precision == "bf16"):
+                answer: Tensor = model(ids.to(device))[0]
+                return answer
+
+        return logits
+
+    with tempfile.TemporaryDirectory(prefix="asiarch-serve-") as scratch:
+
+        def isolate() -> None:
+            with open(os.devnull, "w") as silence:  # what a design prints is no part of the job's log
+                os.dup2(silence.fileno(), 1)
+                os.dup2(silence.fileno(), 2)
+            confine_process(
+                memory_gb=config.executor.train.memory_gb,
+                writable=[Path(scratch)],
+                rung=rung,
+                threads=scale.threads,
+                gpu=gpu,
+            )
+
+        with serve_logits(
+            load,
+            vocab=vocab,
+            max_tokens=config.evaluation.batch_size * scale.length,
+            timeout_s=config.evaluation.timeout_s,
+            isolate=isolate,
+            threads=scale.threads,
+        ) as logits:
+            yield logits
 
 
 @functools.cache
-def _uses_gpu(setting: str) -> bool:
+def _uses_gpu(setting: str, rung: str) -> bool:
     """Whether the `device` setting means a GPU on this machine."""
-    return choose_device(setting, has_cuda=_cuda_in_a_child).type == "cuda"
+    return choose_device(setting, has_cuda=functools.partial(_cuda_in_a_child, rung)).type == "cuda"
 
 
-def _cuda_in_a_child() -> bool:
+def _cuda_in_a_child(rung: str) -> bool:
     """Whether a confined child can use a GPU. This process must not look: it forks others that use CUDA."""
     if torch.version.cuda is None and torch.version.hip is None:
         return False
     with tempfile.TemporaryDirectory(prefix="asiarch-look-") as scratch:
         answer = run_isolated(
-            torch.cuda.is_available, timeout_s=120.0, memory_gb=4.0, writable=[Path(scratch)], gpu=True
+            torch.cuda.is_available, timeout_s=120.0, memory_gb=4.0, writable=[Path(scratch)], rung=rung, gpu=True
         )
     if not answer.ok:
         raise RuntimeError(f"looking for a GPU: {answer.cause}: {answer.error}")
     return answer.result is True
-
-
-def _isolate(rung: str, *, gpu: bool) -> None:
-    """Confines the process that gives logits: it writes nothing (but to GPU devices, if it may use them), reaches no
-    network and signals nobody outside."""
-    if rung != "limits":
-        confine.restrict_writes([Path("/dev/null"), *(confine.gpu_paths() if gpu else [])], network=False)
-        if gpu:
-            confine.hold_own_proc()  # for the rest of the process's life
-    confine.drop_capabilities()
 
 
 def _finish(trial: TrialLayout, record: TrialRecord, evaluation: Evaluation, *, keep_weights: bool) -> None:
@@ -262,11 +295,9 @@ def _finish(trial: TrialLayout, record: TrialRecord, evaluation: Evaluation, *, 
     write_json(trial.record, to_json(record))
     write_json(trial.evaluation, to_json(evaluation))
     trial.metrics.unlink(missing_ok=True)
-    weights = trial.checkpoint.with_name(trial.checkpoint.name + ".weights")
     if keep_weights:
-        weights.rename(trial.weights)
-    weights.unlink(missing_ok=True)
-    checkpoint.discard(trial.checkpoint)
+        _weights(trial).rename(trial.weights)
+    shutil.rmtree(trial.live, ignore_errors=True)
 
 
 def _metrics(path: Path) -> Iterator[Json]:

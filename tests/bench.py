@@ -2,6 +2,7 @@
 
 make bench                    controller figures (a minute)
 make bench ARGS=explore       a whole laptop run (ten minutes), judged against its targets
+make bench ARGS=gate          the gate's verdicts on planted designs and their transplants (half an hour)
 """
 
 from __future__ import annotations
@@ -41,6 +42,10 @@ def main() -> None:
         measure_tick(Path(what[1]), int(what[2]))
     elif what[0] == "explore":
         explore()
+    elif what[0] == "gate":
+        from tests.gate.figures import gate  # torch is loaded for this table only
+
+        gate(transplants=int(what[1]) if len(what) > 1 else 1)
     else:
         controller()
 

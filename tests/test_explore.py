@@ -99,9 +99,9 @@ def test_killed_again_and_again_the_run_is_the_same(results: Path, calm: RunLayo
         if not wounded and kills > 5 and (jobs := job_processes(layout, "-train-")):
             os.kill(jobs[0], signal.SIGKILL)
             wounded = True
-        elif wounded and not interrupted and (jobs := job_processes(layout, "-train-")):
-            if list(layout.experiments.glob("*/*/trials/*/metrics.jsonl")):
-                os.kill(jobs[0], signal.SIGUSR2)
+        elif wounded and not interrupted and list(layout.experiments.glob("*/*/trials/*/metrics.jsonl")):
+            for job in job_processes(layout, "-train-")[:1]:  # none, where the trainings have just ended
+                os.kill(job, signal.SIGUSR2)
                 interrupted = True
     last = subprocess.run(command(results, "chaos"), capture_output=True, text=True, check=False)
     assert last.returncode == 0, last.stdout + last.stderr

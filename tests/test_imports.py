@@ -45,12 +45,22 @@ SOLE_USERS = {
     "h5py": ("asiarch_hpc.training",),
     "rich": ("asiarch_hpc.controller",),
 }
+# Importers read what strangers wrote: beside words and designs they need nothing, and kernels only where one replaces
+# a program's own function.
+IMPORTERS_USE = (
+    "asiarch_hpc.importers", "asiarch_hpc.designs", "asiarch_hpc.errors", "asiarch_hpc.records", "asiarch_hpc.config",
+)  # fmt: skip
 TORCH_FREE = (
     "asiarch_hpc.errors", "asiarch_hpc.records", "asiarch_hpc.config", "asiarch_hpc.store", "asiarch_hpc.search",
     "asiarch_hpc.controller", "asiarch_hpc.cli", "asiarch_hpc.agents.recombine", "asiarch_hpc.agents.variation",
     "asiarch_hpc.designs.hashing",
     "asiarch_hpc.designs.tree", "asiarch_hpc.designs.library", "asiarch_hpc.designs.compose",
-    "asiarch_hpc.designs.seeds", "jobs.entry",
+    "asiarch_hpc.designs.seeds", "asiarch_hpc.importers.published", "asiarch_hpc.importers.asi_arch",
+    "asiarch_hpc.designs.edits", "asiarch_hpc.designs.template", "asiarch_hpc.designs.template_rules",
+    "asiarch_hpc.designs.template_children", "asiarch_hpc.designs.template_repair",
+    "asiarch_hpc.designs.template_compose", "asiarch_hpc.designs.template_text",
+    "asiarch_hpc.importers.genesys", "asiarch_hpc.importers.genesys_units", "asiarch_hpc.importers.untrained",
+    "asiarch_hpc.importers.substitution", "jobs.entry", "jobs.import_run",
 )  # fmt: skip
 
 
@@ -107,6 +117,14 @@ def test_imports_follow_the_table(path: Path) -> None:
         if root == "torch" and at_load:
             free = any(f"{module}.".startswith(f"{name}.") for name in TORCH_FREE)
             assert not free, f"{module} must not import torch"
+
+
+def test_importers_use_words_and_designs_alone() -> None:
+    for path in (ROOT / "asiarch_hpc/importers").rglob("*.py"):
+        kernels = ("kernels",) if path.stem in ("substitution", "agreement") else ()
+        for target, _ in imports_of(path):
+            if target.partition(".")[0] in PACKAGES:
+                assert any(f"{target}.".startswith(f"{name}.") for name in (*IMPORTERS_USE, *kernels)), path
 
 
 def test_search_is_pure() -> None:

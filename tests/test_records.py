@@ -16,13 +16,15 @@ from asiarch_hpc.records import (
     Experiment,
     GateReport,
     Generation,
+    ImportedRun,
+    Published,
     Score,
     TrialRecord,
     from_json,
     to_json,
 )
 
-RECORDS = (Experiment, GateReport, TrialRecord, Evaluation, BaselineStats, Score, Generation)
+RECORDS = (Experiment, GateReport, TrialRecord, Evaluation, BaselineStats, Score, Generation, Published, ImportedRun)
 st.register_type_strategy(float, st.floats(allow_nan=False, allow_infinity=False))
 
 

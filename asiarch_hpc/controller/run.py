@@ -16,6 +16,7 @@ from typing import Any
 
 from asiarch_hpc import __version__
 from asiarch_hpc.config import CARRIED_OUT_BY, Config, differences, from_dict, to_dict
+from asiarch_hpc.controller.imported import refuse_imported
 from asiarch_hpc.controller.loop import Controller
 from asiarch_hpc.controller.rebuild import events_of
 from asiarch_hpc.controller.scheduler import JobRequest, Scheduler
@@ -38,10 +39,12 @@ def open_controller(layout: RunLayout, config: Config) -> Iterator[Controller]:
     """Creates or resumes a run, and gives it free again at the end.
 
     Raises:
-        ConfigError: the run exists with another configuration; the message shows the difference.
+        ConfigError: the run was imported, or exists with another configuration; the message shows the difference.
         LeaseError: a live controller holds the run.
         StoreError: the results tree cannot be written.
     """
+    with contextlib.suppress(RecordError):  # a damaged record is restored below
+        refuse_imported(layout)
     _make_folders(layout)
     lease = take_lease(layout, stale_seconds=config.limits.lease_stale_seconds)
     controller = None
@@ -154,8 +157,10 @@ def read_config(layout: RunLayout) -> Config:
     """The configuration of a run that exists.
 
     Raises:
+        ConfigError: the run was imported.
         RecordError: `run.json` is damaged.
     """
+    refuse_imported(layout)
     return from_dict(_read_record(layout)["config"], source=str(layout.record))
 
 

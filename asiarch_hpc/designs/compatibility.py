@@ -3,15 +3,16 @@
 Parameters have the names, shapes and initial values of flash-linear-attention 0.6, so weights can move
 between the two. The stand-ins are handed to a design through its own `__import__`: `sys.modules` never holds a
 false `fla`, other code does not see one, and imports that a design makes later, inside a function, work too.
-On CUDA the installed package is used instead where it can be imported.
+On CUDA a name comes from the installed package where it has it, at the place that the design imports it from or at
+one that it has moved to since.
 """
 
 from __future__ import annotations
 
 import builtins
-import importlib.util
+import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
 from typing import Any
 
@@ -23,24 +24,9 @@ from torch import Tensor, nn
 def design_builtins(device: str) -> dict[str, Any]:
     """Builtins for a design's module, with an `import` that knows the `fla` names.
 
-    `device` is the type of device the design will run on; on "cuda" an installed fla is left to serve itself.
+    `device` is the type of device the design will run on; on "cuda" an installed flash-linear-attention comes first.
     """
-    scope = dict(vars(builtins))
-    if not (device == "cuda" and fla_is_usable()):
-        scope["__import__"] = _import
-    return scope
-
-
-@cache
-def fla_is_usable() -> bool:
-    """Whether flash-linear-attention is installed and imports here (it needs Triton with a working driver)."""
-    if importlib.util.find_spec("fla") is None:
-        return False
-    try:
-        importlib.import_module("fla.layers")
-    except Exception:  # any failure inside a third-party package means the same: use the stand-ins
-        return False
-    return True
+    return {**vars(builtins), "__import__": partial(_import, device == "cuda")}
 
 
 def l2norm(x: Tensor, eps: float = 1e-6, output_dtype: torch.dtype | None = None) -> Tensor:
@@ -282,35 +268,79 @@ _NAMES: Mapping[str, Mapping[str, Any]] = {
     "fla.models.utils": {"Cache": Cache},
 }  # fmt: skip
 
+# Where releases 0.3 to 0.6 define these names. 0.6 still answers to the older places, through aliases of its own.
+_PLACES: Mapping[str, Sequence[str]] = {
+    "RMSNorm": ("fla.modules", "fla.modules.layernorm", "fla.modules.norm.layernorm"),
+    "FusedRMSNormGated": ("fla.modules", "fla.modules.fused_norm_gate", "fla.modules.norm.fused_norm_gate"),
+    "ShortConvolution": (
+        "fla.modules", "fla.modules.convolution", "fla.modules.conv.short_conv", "fla.modules.causal_conv1d",
+    ),
+    "L2Norm": ("fla.modules.l2norm", "fla.modules.norm.l2norm"),
+    "l2_norm": ("fla.modules.l2norm", "fla.modules.norm.l2norm"),
+    "l2norm": ("fla.modules.l2norm", "fla.modules.norm.l2norm"),
+    "Cache": ("fla.models.utils", "fla.models.cache_utils"),
+}  # fmt: skip
+
+
+class _Module(ModuleType):
+    """A module of `fla` as a design sees it; each name comes from the installed package or from the stand-ins."""
+
+    def __init__(self, name: str, on_cuda: bool) -> None:
+        super().__init__(name, "Stand-in; see asiarch_hpc.designs.compatibility")
+        self._on_cuda = on_cuda
+        self.__all__ = list(_NAMES.get(name, ()))
+
+    def __getattr__(self, name: str) -> Any:
+        whole = f"{self.__name__}.{name}"
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if whole in _NAMES:
+            return _module(whole, self._on_cuda)
+        if self._on_cuda:
+            for place in (self.__name__, *_PLACES.get(name, ())):
+                if (found := getattr(_installed(place), name, None)) is not None:
+                    return found
+            if (found := _installed(whole)) is not None:
+                return found
+        try:
+            return _NAMES[self.__name__][name]
+        except KeyError:
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}") from None
+
+
+_module = cache(_Module)  # one object for one name
+
 
 @cache
-def _modules() -> Mapping[str, ModuleType]:
-    modules = {name: ModuleType(name, "Stand-in; see asiarch_hpc.designs.compatibility") for name in _NAMES}
-    for name, module in modules.items():
-        vars(module).update(_NAMES[name])
-        parent, _, child = name.rpartition(".")
-        if parent:
-            setattr(modules[parent], child, module)
-    return modules
+def _installed(name: str) -> ModuleType | None:
+    """A module of the installed flash-linear-attention; None where it is missing or does not import here."""
+    try:
+        return importlib.import_module(name)
+    except Exception:  # any failure inside a third-party package means the same: use the stand-ins
+        return None
 
 
 def _import(
+    on_cuda: bool,
     name: str,
     globals: Mapping[str, object] | None = None,  # names of the protocol
     locals: Mapping[str, object] | None = None,
     fromlist: Sequence[str] | None = (),
     level: int = 0,
 ) -> ModuleType:
+    wanted = fromlist or ()
     if level or name.partition(".")[0] != "fla":
-        return builtins.__import__(name, globals, locals, fromlist or (), level)
-    modules = _modules()
-    module = modules.get(name)
-    if module is None:
+        return builtins.__import__(name, globals, locals, wanted, level)
+    real = _installed(name) if on_cuda else None
+    if real is not None and ("*" in wanted or (wanted and name not in _NAMES)):
+        return builtins.__import__(name, globals, locals, wanted, level)
+    if real is None and name not in _NAMES:
         raise ImportError(f"no {name} here: without flash-linear-attention on CUDA there are {', '.join(_NAMES)}")
-    for wanted in fromlist or ():
-        if wanted != "*" and not hasattr(module, wanted):
+    module = _module(name, on_cuda)
+    for each in wanted:
+        if each != "*" and not hasattr(module, each):
             raise ImportError(
-                f"no {wanted} in {name} here: without flash-linear-attention on CUDA it holds "
-                f"{', '.join(sorted(n for n in vars(module) if not n.startswith('_')))}"
+                f"no {each} in {name} here: without flash-linear-attention on CUDA it holds "
+                f"{', '.join(sorted(module.__all__))}"
             )
-    return module if fromlist else modules["fla"]
+    return module if wanted else _module("fla", on_cuda)

@@ -36,6 +36,7 @@ _REPLY = struct.Struct("<BB8q")  # status, number of dimensions, dimensions; a m
 _OK, _FAILED = 0, 1
 _MESSAGE_BYTES = 4096
 _POLL_MS = 200
+_GRACE_S = 10.0  # for a child to end when it is asked to; a machine under load needs some
 _PR_SET_PDEATHSIG = 1
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 
@@ -61,7 +62,8 @@ def serve_logits(
         vocab: last dimension of the logits.
         max_tokens: largest batch × length of one call; shared memory of `max_tokens × (4 vocab + 8)` bytes.
         timeout_s: seconds for one call; the first call includes loading.
-        isolate: called in the child before `load` (the sandbox).
+        isolate: called in the child before `load` (the sandbox). It may return in a child of that process, which
+            then ends when SIGTERM reaches the process, and whose end ends it.
         threads: CPU threads of the child.
 
     Yields:
@@ -158,7 +160,7 @@ class _Client:
 
     def _fail(self, message: str) -> NoReturn:
         self._ended = message
-        _kill_group(self._pid)
+        _end(self._pid)
         raise EvaluationError(message)
 
 
@@ -192,8 +194,17 @@ def _kill_group(pid: int) -> None:
             kill(pid, signal.SIGKILL)
 
 
-def _kill(pid: int) -> None:
+def _end(pid: int) -> None:
+    """Asks the child to end, which an isolated one uses to end all that it started, then kills what is left."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGTERM)
+    with contextlib.suppress(ChildProcessError):
+        _exit_cause(pid, wait_s=_GRACE_S)
     _kill_group(pid)
+
+
+def _kill(pid: int) -> None:
+    _end(pid)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(pid, 0)
 

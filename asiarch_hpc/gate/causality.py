@@ -1,171 +1,172 @@
-"""Whether a model's outputs depend on later tokens.
+"""Whether a model's outputs depend on the content of later tokens.
 
-For many positions t, all tokens after t are replaced by others, and the outputs up to t must stay as they were, in
-training and in evaluation mode. Every forward pass runs on its own equal model and from the same random state, so
-that counters, buffers and dropout are equal in all of them; models run one by one, so that a leak through
-statistics of the batch is seen as well. The tolerance is relative to the outputs' scale: a transform over the whole
-length (an FFT convolution) may round differently.
+At one length every position t is probed: all tokens after t are replaced by others, and the outputs up to t must
+stay as they were, in training and in evaluation mode. At a length beyond the second chunk of every size that the
+design's text names, t lies around chunk borders. The rows of a batch are probed at different t; what looks like a
+leak is confirmed by probing all rows at that t, so that a mixing of rows is not taken for one. Every forward pass
+runs on its own equal model and from the same random state, so that counters, buffers and dropout are equal in all of
+them. The tolerance is relative to the outputs' scale: a transform over the whole length (an FFT convolution) may
+round differently.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from asiarch_hpc.config import GateConfig
 from asiarch_hpc.gate.family import is_out_of_memory
+from asiarch_hpc.gate.subject import MODES, Mode, Specimen, Step, change_per_position, describe, largest, reject
 from asiarch_hpc.records import Finding
 
-_ROWS = 2
 _FIRST_BORDER = 16  # the smallest chunk in use
 
 
 @dataclass(frozen=True, slots=True)
 class _Leak:
-    mode: str
+    mode: Mode
+    length: int
     after: int  # the last position whose token was kept
     position: int  # the first whose output changed
     change: float  # largest, relative to the outputs' scale
 
 
-def examine_causality(
-    fresh: Callable[[], nn.Module],
-    *,
-    vocab: int,
-    config: GateConfig,
-    seed: int,
-    on_failure: Callable[[str, str, str], None],
-    describe: Callable[[BaseException], str],
-) -> Iterator[Finding | str]:
-    """Yields the name of each step before it, and at most one finding of each code.
-
-    Codes: causality.leak; causality.random where equal inputs give unequal outputs, so that nothing can be said.
-
-    Args:
-        fresh: gives equal models, `forward(ids [batch, length]) -> (logits [batch, length, vocab], ...)`.
-        vocab: ids are drawn below it; at least 2.
-        seed: of tokens, of the positions beside chunk borders, and of each forward pass.
-        on_failure: told (code, case, message) when a forward pass fails.
-        describe: message of what a forward pass raised.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    length = config.causality_length
-    ids = torch.randint(vocab, (_ROWS, length), generator=generator)
-    positions = probe_positions(length, config.causality_positions, random.Random(seed))
+def examine_causality(specimen: Specimen) -> Iterator[Step]:
+    """At most one finding of each code: causality.leak, and causality.random where equal inputs give unequal
+    outputs, so that nothing can be said."""
+    config = specimen.config
+    dense = list(range(config.causality_length - 1))
+    plan = [(config.causality_length, dense)]
+    if specimen.longest > config.causality_length:
+        rng = random.Random(specimen.subject.seed)
+        plan.append(
+            (specimen.longest, probe_positions(specimen.longest, specimen.subject.chunks, config.border_positions, rng))
+        )
     leaks: list[_Leak] = []
-    noise = {"eval": 0.0, "train": 0.0}
-    for mode in noise:
-        yield f"causality in {mode} mode"
-        case = f"batch {_ROWS}, length {length}, {mode} mode"
-        try:
-            base = _outputs(fresh(), ids, mode, seed)
-            if tuple(base.shape) != (_ROWS, length, vocab):
-                on_failure("forward.shape", case, f"logits {list(base.shape)}, expected {[_ROWS, length, vocab]}")
-                continue
-            if not bool(base.isfinite().all()):
-                share = 1 - float(base.isfinite().float().mean())
-                on_failure("forward.nonfinite", case, f"{share:.1%} of the outputs are not finite")
-                continue
-            scale = float(base.std())
-            noise[mode] = _largest(_change(base, _outputs(fresh(), ids, mode, seed), scale))
-            for after in positions:
-                changed = ids.clone()
-                later = changed[:, after + 1 :]
-                later += torch.randint(1, vocab, later.shape, generator=generator)
-                outputs = _outputs(fresh(), changed % vocab, mode, seed)
-                change = _change(base[:, : after + 1], outputs[:, : after + 1], scale)
-                beyond = ~(change <= config.causality_tolerance)
-                if bool(beyond.any()):
-                    leaks.append(_Leak(mode, after, int(beyond.nonzero()[0]), _largest(change)))
-        except BaseException as error:  # whatever the design raises
-            if is_out_of_memory(error):
-                raise
-            on_failure("forward.failed", case, describe(error))
-    random_modes = [mode for mode, largest in noise.items() if not largest <= config.causality_tolerance]
-    if random_modes:
-        yield _random_finding(random_modes, max(noise.values()), config.causality_tolerance)
-    leaks = [leak for leak in leaks if leak.mode not in random_modes]
+    noise: dict[Mode, float] = {}
+    probed = dict(plan)
+    for mode in MODES:
+        for length, positions in plan:
+            yield f"causality in {mode} mode at length {length}"
+            case = f"length {length}, {mode} mode"
+            try:
+                found, random_change = _probe(specimen, mode, length, positions)
+                noise[mode] = max(noise.get(mode, 0.0), random_change)
+                leaks += found
+            except BaseException as error:  # whatever the design raises
+                if is_out_of_memory(error):
+                    raise
+                specimen.failures.add("forward.failed", case, describe(error))
+    unequal = [mode for mode, change in noise.items() if not change <= specimen.tolerance]
+    if unequal:
+        yield _random_finding(unequal, max(noise[mode] for mode in unequal), specimen.tolerance)
+    leaks = [leak for leak in leaks if leak.mode not in unequal]
     if leaks:
-        yield _leak_finding(leaks, positions, config.causality_tolerance)
+        yield _leak_finding(leaks, probed, specimen.tolerance)
 
 
-def probe_positions(length: int, count: int, rng: random.Random) -> list[int]:
-    """`count` last-kept positions: those just before and just after chunk borders 16, 32, 64 …, and random ones.
-
-    Half are the last positions of chunks, from the largest border below `length` down; a border's own position
-    and random positions alternate in the rest.
-    """
-    borders: list[int] = []
-    border = _FIRST_BORDER
-    while border < length:
-        borders.insert(0, border)
-        border *= 2
-    chosen = [border - 1 for border in borders[: (count + 1) // 2]]
-    spare = [border for border in borders if border < length - 1]
-    others = [position for position in range(length - 1) if position not in chosen]
-    rng.shuffle(others)
-    while len(chosen) < count and others:
-        position = spare.pop(0) if spare and len(chosen) % 2 else others.pop()
+def probe_positions(length: int, chunks: Sequence[int], count: int, rng: random.Random) -> list[int]:
+    """At most about `count` last-kept positions: those just before and just after borders of the design's own chunks
+    and of powers of two, largest borders first, and random ones; each is below length - 1."""
+    borders = [multiple * chunk for chunk in chunks for multiple in (1, 2, 3)]
+    power = _FIRST_BORDER
+    while power < length:
+        borders.append(power)
+        power *= 2
+    wanted = [position for border in sorted(set(borders), reverse=True) for position in (border - 1, border)]
+    chosen = [position for position in dict.fromkeys(wanted) if 0 <= position < length - 1][:count]
+    while len(chosen) < min(count, length - 1):
+        position = rng.randrange(length - 1)
         if position not in chosen:
             chosen.append(position)
     return sorted(chosen)
 
 
-def _outputs(model: nn.Module, ids: Tensor, mode: str, seed: int) -> Tensor:
-    """Logits of a model that has not run yet; with gradients recorded in training mode, as in training."""
-    model.train(mode == "train")
-    torch.manual_seed(seed)
-    random.seed(seed)
-    with torch.set_grad_enabled(mode == "train"):
-        logits = model(ids)[0]
-    return torch.as_tensor(logits).detach().float()
+def _probe(specimen: Specimen, mode: Mode, length: int, positions: Sequence[int]) -> tuple[list[_Leak], float]:
+    """Confirmed leaks, and the largest change between two equal passes."""
+    rows, generator = specimen.config.probe_rows, specimen.generator(length)
+    random_change = 0.0
+    suspects: list[_Leak] = []
+    for start in range(0, len(positions), rows):
+        group = positions[start : start + rows]
+        ids = specimen.ids(len(group), length, generator)
+        base = specimen.logits(specimen.fresh(), ids, mode)
+        if not bool(base.isfinite().all()):
+            specimen.failures.add("forward.nonfinite", f"length {length}, {mode} mode", "outputs are not finite")
+            return [], 0.0
+        scale = float(base.std())
+        if start == 0:
+            again = specimen.logits(specimen.fresh(), ids, mode)
+            random_change = largest(change_per_position(base, again, scale))
+        changed = _replace_after(ids, group, specimen.vocab, generator)
+        change = change_per_position(base, specimen.logits(specimen.fresh(), changed, mode), scale)
+        suspects += [
+            _leak(mode, length, after, change[row : row + 1], specimen.tolerance) for row, after in enumerate(group)
+        ]
+    suspects = sorted((leak for leak in suspects if leak.position >= 0), key=lambda leak: -leak.change)
+    confirmed = [_confirm(specimen, leak, generator) for leak in suspects[: specimen.config.confirmations]]
+    return [leak for leak in confirmed if leak.position >= 0], random_change
 
 
-def _change(base: Tensor, other: Tensor, scale: float) -> Tensor:
-    """Largest change at each position, over rows and outputs, relative to `scale`; [length]."""
-    return (other - base).abs().amax(dim=(0, 2)) / max(scale, torch.finfo(torch.float32).tiny)
+def _confirm(specimen: Specimen, leak: _Leak, generator: torch.Generator) -> _Leak:
+    """The same probe with all rows changed at the same position; `position` is -1 where nothing changed."""
+    ids = specimen.ids(2, leak.length, generator)
+    base = specimen.logits(specimen.fresh(), ids, leak.mode)
+    changed = _replace_after(ids, [leak.after] * 2, specimen.vocab, generator)
+    change = change_per_position(base, specimen.logits(specimen.fresh(), changed, leak.mode), float(base.std()))
+    return _leak(leak.mode, leak.length, leak.after, change, specimen.tolerance)
 
 
-def _largest(change: Tensor) -> float:
-    """The maximum; infinity when anything is not a number."""
-    return float(change.nan_to_num(nan=float("inf"), posinf=float("inf")).max())
+def _replace_after(ids: Tensor, positions: Sequence[int], vocab: int, generator: torch.Generator) -> Tensor:
+    """A copy of [batch, length] ids in which each row's tokens after its position are other ones."""
+    changed = ids.clone()
+    for row, after in zip(changed, positions, strict=True):
+        later = row[after + 1 :]
+        later += torch.randint(1, vocab, later.shape, generator=generator)
+    return changed % vocab
 
 
-def _leak_finding(leaks: list[_Leak], positions: list[int], tolerance: float) -> Finding:
+def _leak(mode: Mode, length: int, after: int, change: Tensor, tolerance: float) -> _Leak:
+    """From [rows, length] changes; what is not a number counts as changed."""
+    before = change[:, : after + 1]
+    beyond = (~(before <= tolerance)).any(dim=0)
+    position = int(beyond.nonzero()[0]) if bool(beyond.any()) else -1
+    return _Leak(mode, length, after, position, largest(before))
+
+
+def _leak_finding(leaks: list[_Leak], probed: dict[int, list[int]], tolerance: float) -> Finding:
     worst = max(leaks, key=lambda leak: leak.change)
+    lengths = sorted({leak.length for leak in leaks})
     afters = sorted({leak.after for leak in leaks})
-    modes = sorted({leak.mode for leak in leaks})
-    where = "every probed t" if len(afters) == len(positions) else f"t = {afters} of the probed {positions}"
+    modes = [mode for mode in MODES if any(leak.mode == mode for leak in leaks)]
     hint = (
         "Look for a mean, norm, softmax, sort or top-k over the length without a causal mask, right-sided padding of "
         "a convolution, roll or flip, an FFT without padding to twice the length."
     )
-    if len(afters) < len(positions):
-        hint = "The leak depends on the position: look at masks inside chunks and at what passes their borders. " + hint
     if len(modes) == 1:
         hint += f" Only {modes[0]} mode leaks."
-    return Finding(
-        code="causality.leak",
-        severity="reject",
-        message=f"outputs up to t change when only tokens after t change, in {' and '.join(modes)} mode, for {where}; "
-        f"with t = {worst.after} the first changed output is at {worst.position}",
-        measured=worst.change if worst.change < float("inf") else None,
+    if lengths != sorted(probed):
+        hint += f" Only length {lengths[0]} leaks, not {[n for n in sorted(probed) if n not in lengths]}."
+    return reject(
+        "causality.leak",
+        f"outputs up to t change when only tokens after t change, in {' and '.join(modes)} mode, for t = "
+        f"{', '.join(map(str, afters[:8]))}{' …' if len(afters) > 8 else ''} at length "
+        f"{' and '.join(map(str, lengths))}; with t = {worst.after} the first changed output is at {worst.position}",
+        hint,
+        measured=worst.change,
         limit=tolerance,
-        hint=hint,
     )
 
 
-def _random_finding(modes: list[str], largest: float, tolerance: float) -> Finding:
-    return Finding(
-        code="causality.random",
-        severity="reject",
-        message=f"equal inputs, weights and random seed give unequal outputs in {' and '.join(modes)} mode, "
+def _random_finding(modes: list[Mode], change: float, tolerance: float) -> Finding:
+    return reject(
+        "causality.random",
+        f"equal inputs, weights and random seed give unequal outputs in {' and '.join(modes)} mode, "
         "so that causality cannot be examined",
-        measured=largest if largest < float("inf") else None,
+        "Draw random numbers from torch's global generator only, and keep no state outside the module.",
+        measured=change,
         limit=tolerance,
-        hint="Draw random numbers from torch's global generator only, and keep no state outside the module.",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -16,26 +17,32 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from asiarch_hpc.config import GateConfig
 from asiarch_hpc.errors import RecordError
 from asiarch_hpc.gate import dynamic, static
-from asiarch_hpc.gate.dynamic import Subject, finding, reject
+from asiarch_hpc.gate.confine import gpu_paths
 from asiarch_hpc.gate.measure import Measurement
 from asiarch_hpc.gate.sandbox import Outcome, choose_rung, run_isolated
+from asiarch_hpc.gate.subject import Precision, Subject, finding, reject
 from asiarch_hpc.records import Finding, GateReport, from_json
 
-_MEASURED: dict[str, type[int] | type[float]] = {
-    "dim": int,
-    "depth": int,
-    "parameters": int,
-    "parameters_total": int,
-    "launches": int,
-    "flops_per_token": float,
-    "modelled_seconds_per_token": float,
-    "time_exponent": float,
+_MEASURED: dict[str, type[int] | type[float] | type[str]] = {
+    **dict.fromkeys(("device", "only_precision"), str),
+    **dict.fromkeys(("dim", "depth", "parameters", "parameters_total", "launches", "clock_tokens", "clock_bytes"), int),
+    **dict.fromkeys(
+        (
+            *("flops_per_token", "modelled_seconds_per_token", "relative_seconds", "relative_bytes"),
+            *("time_exponent", "time_exponent_error", "memory_exponent", "memory_exponent_error"),
+            *("clock_seconds", "clock_exponent", "clock_exponent_error"),
+            *("clock_relative_seconds", "clock_relative_bytes"),
+        ),
+        float,
+    ),
 }
+_GPU = re.compile(r"nvidia\d+|kfd")  # not /dev/nvidiactl, which is there without a GPU as well
 _CODES = {
     "timeout": "sandbox.timeout",
     "memory": "sandbox.memory",
@@ -61,7 +68,7 @@ def check(
     source: str,
     *,
     config: GateConfig,
-    build: Callable[[int, int], nn.Module],
+    build: Callable[[int, int, int], nn.Module],
     vocab: int,
     length: int,
     size: Callable[[], tuple[int, int]],
@@ -70,21 +77,28 @@ def check(
     text: Tensor,
     seed: int,
     writable: Path,
+    build_reference: Callable[[int], nn.Module] | None = None,
     reference_size: tuple[int, int] | None = None,
+    precision: Precision = "fp32",
+    attention: bool = True,
 ) -> GateReport:
     """Examines a design and reports every independent fault. Nothing of the design runs in this process.
 
     Args:
         source: the design's text.
-        build: (dim, depth) -> model with `forward(ids [batch, length] int64) -> (logits [batch, length, vocab],
-            auxiliary loss or None)` and `non_embedding_parameters() -> int`. Called in the sandbox, like `size`.
+        build: (dim, depth, vocab) -> model with `forward(ids [batch, length] int64) -> (logits [batch, length,
+            vocab], auxiliary loss or None)` and `non_embedding_parameters() -> int`. Called in the sandbox, like
+            `size`.
         size: the (dim, depth) that matches the baseline's parameters; raises DesignError where none does.
         target_parameters: the baseline's non-embedding parameters.
-        reference: the baseline's measured cost, None for the baseline itself.
+        reference: the baseline's counted cost, None for the baseline itself.
         text: [rows, length + 1] int64 token ids of real text, the batch of every learning step.
         seed: of weights, tokens and perturbations.
         writable: an existing folder; a scratch folder is made in it for the design, and removed.
+        build_reference: (vocab) -> the baseline's model, to be clocked beside the design.
         reference_size: the size at which a design that matches at none is examined all the same.
+        precision: the one that the scale trains in.
+        attention: whether cost may grow with the square of the length.
 
     Raises:
         SandboxError: the configured rung does not work here, or the caller has initialised CUDA.
@@ -92,6 +106,7 @@ def check(
     subject = Subject(
         config=config,
         build=build,
+        build_reference=build_reference,
         size=size,
         reference_size=reference_size,
         vocab=vocab,
@@ -100,6 +115,10 @@ def check(
         reference=reference,
         text=text,
         seed=seed,
+        precision=precision,
+        attention=attention,
+        chunks=static.chunk_sizes(source),
+        claims=static.claims(source),
     )
     return _verdict(source, subject, writable)
 
@@ -146,18 +165,36 @@ def _examine_text(source: str, config: GateConfig) -> list[Finding]:
 
 def _run(subject: Subject, rung: str, writable: Path) -> Outcome:
     scratch = Path(tempfile.mkdtemp(prefix="gate-", dir=writable))
+    asked = subject.config.device
+    device = find_device(asked)
     try:
         return run_isolated(
-            lambda: dynamic.examine(subject),
+            lambda: dynamic.examine(subject, _working_device(asked, device)),
             timeout_s=subject.config.timeout_s,
             memory_gb=subject.config.memory_gb,
             writable=[scratch],
             rung=rung,
+            gpu=device == "cuda",
             processes=subject.config.processes,
             file_gb=subject.config.file_megabytes / 1024,
         )
     finally:
         _remove(scratch)
+
+
+def find_device(name: str) -> str:
+    """ "cuda" or "cpu" for a `device` setting. Only device files are looked at: to ask CUDA would spoil it for
+    children. Whether it works shows in the child."""
+    if name != "auto":
+        return name
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all") in ("", "-1", "NoDevFiles")
+    built = torch.version.cuda is not None or torch.version.hip is not None
+    return "cuda" if built and not hidden and any(_GPU.fullmatch(path.name) for path in gpu_paths()) else "cpu"
+
+
+def _working_device(name: str, found: str) -> str:
+    """Called in the child: "auto" means the CPU where a GPU's files are there but CUDA cannot use it."""
+    return "cpu" if name == "auto" and found == "cuda" and not torch.cuda.is_available() else found
 
 
 def _remove(folder: Path) -> None:
@@ -184,7 +221,7 @@ def _read_records(outcome: Outcome) -> tuple[list[Finding], dict[str, Any], bool
                 findings.append(from_json(Finding, record["finding"], source="the sandbox's answer"))
             for name, value in record.get("measured", {}).items():
                 kind = _MEASURED.get(name)
-                if kind is None or type(value) is not kind or not math.isfinite(kind(value)):
+                if kind is None or type(value) is not kind or (not isinstance(value, str) and not math.isfinite(value)):
                     raise RecordError(f"the sandbox's answer: measured {name} = {value!r}")
                 measured[name] = value
     except (RecordError, AttributeError, TypeError) as error:
@@ -203,6 +240,9 @@ def _examine_outcome(outcome: Outcome, complete: bool, config: GateConfig) -> li
         findings.append(reject(code, text, f"{_HINTS[code]} {tail}".strip()))
     elif not complete:
         findings.append(reject("sandbox.protocol", "the checks ended without a result", _HINTS["sandbox.protocol"]))
+    if outcome.attempts:
+        text = f"the design reached for {'; '.join(outcome.attempts[:8])}"
+        findings.append(reject("sandbox.attempt", text, "A design opens no files, processes or sockets."))
     printed = outcome.output_bytes / 1024
     if not printed <= config.print_kilobytes:
         text = f"the design printed {printed:,.0f} kB"
@@ -223,7 +263,7 @@ def _weak_sandbox() -> Finding:
     return finding(
         "sandbox.limits",
         "warn",
-        "this machine has neither user namespaces nor Landlock: the design's code was held by time and memory "
-        "limits alone and could write wherever its user can",
-        "Use a kernel with Landlock (5.13 or later), or allow user namespaces.",
+        "gate.sandbox=limits was set: the design's code was held by time and memory limits alone and could write "
+        "wherever its user can",
+        "Set gate.sandbox=auto where bubblewrap, user namespaces or Landlock (Linux 5.13) are to be had.",
     )

@@ -1,4 +1,4 @@
-"""The processes of one isolated call: supervisor, init of the process namespace, and the child itself.
+"""The processes of confined code: the guard, which makes and ends its surroundings, and the child itself.
 
 Everything here runs after a fork and ends with `os._exit`: nothing of the caller's own clean-up may run twice.
 """
@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import importlib.util
 import io
 import json
 import os
+import resource
 import signal
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,29 +23,22 @@ from pathlib import Path
 from types import GeneratorType
 from typing import Any, NoReturn
 
-from asiarch_hpc.gate import confine
+from asiarch_hpc.errors import SandboxError
+from asiarch_hpc.gate import confine, landlock, seccomp
+from asiarch_hpc.gate.attempts import report_attempts
+from asiarch_hpc.gate.census import Census
+from asiarch_hpc.gate.plan import Plan
+from asiarch_hpc.gate.rungs import Rung, open_rung
+from asiarch_hpc.gate.view import DEVICES, covers
 
 _CHANNEL = 3  # the child's descriptor for its answer
 _TRACEBACK_CHARS = 4000
 _REFUSALS = ("can't allocate memory", "cannot allocate memory", "out of memory", "bad_alloc")
-_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHASHSEED")
+_POLL_S = 0.1
+_KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHASHSEED", "CC", "CXX")
+_PROC_ENTRIES: tuple[str, ...] = ("self", "cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "vmstat")
+_PROC_ENTRIES += ("devices", "driver", "filesystems", "sys")  # of the shared /proc: nothing of other processes
 _GPU_VARIABLES = ("CUDA_", "NVIDIA_", "NCCL_", "ROCR_", "HIP_")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Plan:
-    """One isolated call: what to run, where, and within which limits."""
-
-    function: Callable[[], Any]
-    rung: str
-    timeout_s: float
-    memory_bytes: int
-    writable: tuple[Path, ...]
-    threads: int = 1
-    gpu: bool = False
-    network: bool = False
-    processes: int = 64
-    file_bytes: int = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,20 +66,22 @@ class _Ended(BaseException):
     """The caller asked the supervisor to end, or died."""
 
 
-def supervise(plan: Plan, pipes: Pipes, caller: int) -> NoReturn:
-    """The supervisor's life: start the child, report its end, leave nothing of its family.
+def supervise(function: Callable[[], Any], plan: Plan, pipes: Pipes, caller: int) -> NoReturn:
+    """The guard's life in an isolated call: start the child, report its end, leave nothing of its family.
 
     It answers SIGTERM, from the caller or from the kernel when the caller dies, by ending the family at once.
     """
     try:
-        confine.reset_signals()
-        os.setsid()
-        signal.signal(signal.SIGTERM, _raise_ended)
-        _end_with(caller)
-        if plan.rung == "namespaces":
-            _supervise_namespaces(plan, pipes, caller)
-        else:
-            _supervise_here(plan, pipes)
+        rung = _prepare(plan, caller)
+        child = os.fork()
+        if child == 0:
+            _be_child(function, plan, pipes, rung)
+        try:
+            _tell(pipes.status[1], {"helpers": rung.helpers})
+            _tell(pipes.status[1], {"ended": _wait_for(child)})
+        finally:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            rung.end()
     except _Ended:
         pass
     except BaseException as error:
@@ -92,58 +90,70 @@ def supervise(plan: Plan, pipes: Pipes, caller: int) -> NoReturn:
         os._exit(0)
 
 
-def _supervise_namespaces(plan: Plan, pipes: Pipes, caller: int) -> None:
-    confine.enter_namespaces(network=plan.network)
-    _end_with(caller)  # once more: new credentials cleared the request
-    init = os.fork()
-    if init == 0:
-        _be_init(plan, pipes)
-    try:
-        os.waitpid(init, 0)
-    finally:  # the end of init ends every process of its namespace, and is complete only after them
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _end(init)
+def guard_myself(plan: Plan, caller: int) -> None:
+    """Forks a confined child in which this function returns; the calling process becomes its guard.
 
+    The guard ends as the child does, or when SIGTERM reaches it, and then leaves nothing of the child's family.
 
-def _be_init(plan: Plan, pipes: Pipes) -> NoReturn:
-    """Process 1 of the namespace: no signal from inside can end it, and its end ends all inside."""
-    try:
+    Raises:
+        SandboxError: in the guard, where the child and its family are gone by then: they exceeded a limit.
+        OSError, SandboxError: the rung cannot be set up.
+    """
+    census = Census(plan)
+    rung = _prepare(plan, caller)
+    guard = os.getpid()
+    child = os.fork()
+    if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        confine.set_parent_death_signal(signal.SIGKILL)
+        _confine_self(plan, rung, guard)
+        return
+    code = 0
+    try:
+        census.helpers = rung.helpers
+        while (ended := _ended(child)) is None:
+            if excess := census.excess(guard):
+                raise SandboxError(f"{excess[0]}: {excess[1]}")
+            time.sleep(_POLL_S)
+        code = ended
+    except _Ended:
+        pass
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        rung.end()
+    _end_like(code)
+
+
+def _prepare(plan: Plan, caller: int) -> Rung:
+    """The guard's first part: end with the caller, and make the surroundings."""
+    confine.reset_signals()
+    with contextlib.suppress(PermissionError):  # it leads a session already
         os.setsid()
-        confine.mount_own_proc()
-        child = os.fork()
-        if child == 0:
-            _be_child(plan, pipes)
-        _tell(pipes.status[1], {"ended": _wait_for(child)})
-    except BaseException as error:
-        _tell(pipes.status[1], {"setup": f"{type(error).__name__}: {error}"})
-    finally:
-        os._exit(0)
+    signal.signal(signal.SIGTERM, _raise_ended)
+    _end_with(caller)
+    rung = open_rung(
+        plan.rung,
+        plan.view,
+        network=plan.network,
+        shared_memory=plan.memory_bytes if _shares_memory(plan) else 0,
+        helpers=_calls(plan, alone=True),
+    )
+    _end_with(caller)  # once more: new credentials cleared the request
+    return rung
 
 
-def _supervise_here(plan: Plan, pipes: Pipes) -> None:
-    confine.become_subreaper()
-    try:
-        child = os.fork()
-        if child == 0:
-            _be_child(plan, pipes)
-        _tell(pipes.status[1], {"ended": _wait_for(child)})
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        _end_descendants()
-
-
-def _be_child(plan: Plan, pipes: Pipes) -> NoReturn:
+def _be_child(function: Callable[[], Any], plan: Plan, pipes: Pipes, rung: Rung) -> NoReturn:
+    guard = os.getppid()
     try:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _confine_self(plan, pipes)
+        _redirect_streams(pipes)
+        held = _confine_self(plan, rung, guard)
+        confine.keep_files({_CHANNEL: pipes.answer[1], _CHANNEL + 1: held}, above=2)
     except BaseException as error:
         _tell(pipes.status[1], {"setup": f"{type(error).__name__}: {error}"})
         os._exit(1)
-    _keep_descriptors(plan, pipes)
     try:
-        result = plan.function()
+        report_attempts(lambda line: _tell(_CHANNEL, {"attempt": line}))
+        result = function()
         if isinstance(result, GeneratorType):
             result = _stream(result)
         _tell(_CHANNEL, {"result": result})
@@ -154,9 +164,15 @@ def _be_child(plan: Plan, pipes: Pipes) -> NoReturn:
     os._exit(0)
 
 
-def _confine_self(plan: Plan, pipes: Pipes) -> None:
+def _confine_self(plan: Plan, rung: Rung, guard: int) -> int:
+    """All that the child gives up; a descriptor that must stay open while it lives.
+
+    The order matters: mounts need capabilities, Landlock the paths, the filter of calls refuses all of it.
+    """
     os.setsid()
-    _redirect_streams(pipes)
+    importlib.util.find_spec("asiarch_no_such_module")  # lists the folders of sys.path while that is allowed
+    own_proc = rung.enter()
+    held = confine.hold_own_proc()
     confine.replace_environment(_environment(plan))
     tempfile.tempdir = None  # it may name the caller's
     gc.freeze()  # collections need not touch, and so copy, the pages shared with the caller
@@ -164,25 +180,15 @@ def _confine_self(plan: Plan, pipes: Pipes) -> None:
         sys.modules["torch"].set_num_threads(plan.threads)
     cores = (os.cpu_count() or 1) if plan.gpu else plan.threads  # a device's driver has threads of its own
     confine.limit_resources(
-        cpu_s=plan.timeout_s * max(1, cores),
+        cpu_s=None if plan.timeout_s is None else plan.timeout_s * max(1, cores),
         file_bytes=plan.file_bytes,
         address_bytes=None if plan.gpu else plan.memory_bytes,
     )
-    if plan.rung != "limits":
-        devices = confine.gpu_paths() if plan.gpu else []
-        confine.restrict_writes([*plan.writable, Path(os.devnull), *devices], network=plan.network)
-    confine.drop_capabilities()
     confine.set_parent_death_signal(signal.SIGKILL)
-
-
-def _keep_descriptors(plan: Plan, pipes: Pipes) -> None:
-    """Closes all but the channel: copies of the status pipe are the supervisors' alone, its end means theirs."""
-    os.dup2(pipes.answer[1], _CHANNEL)
-    kept = _CHANNEL + 1
-    if plan.gpu:
-        os.dup2(confine.hold_own_proc(), kept)
-        kept += 1
-    os.closerange(kept, os.sysconf("SC_OPEN_MAX"))
+    if not rung.alone and os.getppid() != guard:  # it died before the request
+        os._exit(1)
+    _restrict(plan, alone=rung.alone, own_proc=own_proc)
+    return held
 
 
 def _redirect_streams(pipes: Pipes) -> None:
@@ -198,17 +204,56 @@ def _redirect_streams(pipes: Pipes) -> None:
         setattr(sys, f"__{name}__", stream)
 
 
+def _restrict(plan: Plan, *, alone: bool, own_proc: bool) -> None:
+    """Landlock where the rung has it or the kernel adds it, no capabilities, and the filter of system calls."""
+    if plan.rung == "landlock" or (alone and landlock.landlock_abi()):
+        proc = [Path("/proc")] if own_proc else [Path("/proc") / name for name in _PROC_ENTRIES]
+        devices = [*(Path("/dev") / name for name in DEVICES), *plan.view.devices]
+        devices += [confine.OWN_PROC] if plan.gpu else []  # CUDA names its threads there
+        devices += [Path("/dev/shm")] if _shares_memory(plan) and (alone or plan.network) else []
+        landlock.restrict_files(
+            readable=[*plan.view.readable, *proc],
+            writable=plan.view.writable,
+            devices=devices,
+            listable=[Path("/")] if alone else [],
+            network=plan.network,
+        )
+    confine.drop_capabilities()
+    if seccomp.available():
+        seccomp.restrict_calls(_calls(plan, alone=alone))
+
+
+def _calls(plan: Plan, *, alone: bool) -> seccomp.Filter:
+    """Local sockets reach services of the machine, unless nothing of the machine is in sight."""
+    return seccomp.Filter(
+        families=seccomp.NETWORK_FAMILIES if plan.network else (seccomp.AF_UNIX,) if plan.gpu else (),
+        connect=plan.network or alone,
+        alone=alone,
+        memory_files=plan.gpu,
+    )
+
+
+def _shares_memory(plan: Plan) -> bool:
+    """Whether the child gets /dev/shm: processes that use GPUs together do so."""
+    return plan.gpu
+
+
 def _environment(plan: Plan) -> dict[str, str]:
-    folder, threads = str(plan.writable[0]), str(plan.threads)
+    home, threads = str(plan.home), str(plan.threads)
     kept = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
     if plan.gpu:
         kept |= {name: value for name, value in os.environ.items() if name.startswith(_GPU_VARIABLES)}
     else:
         # torch then finds no GPU by these variables alone; the driver would fail to start within the limits, and warn.
         kept |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    if plan.rung != "limits":
+        folders = kept.get("PATH", os.defpath).split(":")
+        kept["PATH"] = ":".join(folder for folder in folders if folder and covers(plan.view, Path(folder)))
     return kept | {
-        "HOME": folder,
-        "TMPDIR": folder,
+        "HOME": home,
+        "TMPDIR": home,
+        "USER": "design",
+        "LOGNAME": "design",
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "OPENBLAS_NUM_THREADS": threads,
@@ -273,22 +318,27 @@ def _wait_for(child: int) -> int:
             return os.waitstatus_to_exitcode(status)
 
 
-def _end(process: int) -> None:
-    with contextlib.suppress(ProcessLookupError, ChildProcessError):  # it may have ended and been reaped
-        os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+def _ended(child: int) -> int | None:
+    """Reaps every child that has ended; the exit code of `child`, minus its signal, once it is among them."""
+    code = None
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            ended, status = os.waitpid(-1, os.WNOHANG)
+            if ended == 0:
+                break
+            if ended == child:
+                code = os.waitstatus_to_exitcode(status)
+    return code
 
 
-def _end_descendants() -> None:
-    """Stops, then kills what is left, until nothing is: a stopped process cannot fork ahead of the killing."""
-    while family := confine.descendants(os.getpid()):
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for process in family:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process, number)
-        with contextlib.suppress(ChildProcessError):
-            while os.waitpid(-1, os.WNOHANG) != (0, 0):
-                pass
+def _end_like(code: int) -> NoReturn:
+    """Ends this process with another one's exit code, or by the signal that it was killed by."""
+    if code < 0:
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        if -code != signal.SIGKILL:
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code if code >= 0 else 1)
 
 
 def _end_with(caller: int) -> None:

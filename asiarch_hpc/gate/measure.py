@@ -1,22 +1,27 @@
 """What a model costs, counted operation by operation instead of clocked.
 
-The same design gives the same numbers on every machine and under every load, so they may enter a score. Models run
-on the meta device where they can, which has shapes but no values and makes the cost of measuring independent of
-the model's size; a model that looks at values runs on the CPU.
+The same design gives the same numbers on every machine and under every load, so they may enter a score or decide
+what a run admits. Models run on the meta device where they can, which has shapes but no values: counting then takes
+the same time at every size and length. A model that looks at values runs on its own device.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import gc
 import math
-from collections.abc import Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from asiarch_hpc.config import GateConfig
@@ -47,103 +52,216 @@ class Measurement:
     `flops_per_token` counts a multiplication with addition as two, and one for each element of other arithmetic.
     `launches` counts tensor operations that move or compute data. `modelled_seconds_per_token` is the roofline
     time: for each operation the longer of its arithmetic and its memory traffic, plus a launch.
-    `time_exponent` is the slope of log modelled time, launches left out, over log length: 1 for linear growth.
     """
 
     flops_per_token: float
-    launches: int = 0
-    bytes_per_token: float = 0.0
-    modelled_seconds_per_token: float = 0.0
-    time_exponent: float = 0.0
+    launches: int
+    modelled_seconds_per_token: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cost:
+    """Counted cost of some operations; `busy_s` is their roofline time without launches."""
+
+    flops: float
+    launches: int
+    busy_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepCost:
+    """Counted cost of one training step without the optimiser: `forward` alone, `whole` with loss and backward.
+
+    `peak_bytes` is the most that was allocated at once: activations kept for the backward pass, gradients, and what
+    operations leave; parameters and what operations use inside are left out.
+    """
+
+    forward: Cost
+    whole: Cost
+    peak_bytes: float
+
+    def seconds(self, config: GateConfig) -> float:
+        """Modelled seconds of the whole step, launches included."""
+        return self.whole.busy_s + self.whole.launches * config.roofline_launch_s
+
+
+class BackwardError(Exception):
+    """What a model raised in its backward pass; `__cause__` is the error."""
+
+
+class Meter:
+    """Counts what training steps of one model cost.
+
+    Args:
+        model: maps ids [batch, length] int64 to (logits, auxiliary loss or None). Its weights and mode stay as they
+            are; running buffers may move.
+        vocab: ids are drawn below it.
+        arithmetic: context that the model runs in on its own device; where it is given, the meta device, which
+            knows no autocast, is left out.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vocab: int,
+        config: GateConfig,
+        arithmetic: Callable[[], AbstractContextManager[object]] | None = None,
+    ) -> None:
+        self._model, self._vocab, self._config = model, vocab, config
+        self._arithmetic = arithmetic or contextlib.nullcontext
+        self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+        self._on_meta = _on_meta(model) if arithmetic is None else None
+        self._worked_on_meta = False
+
+    @property
+    def values_needed(self) -> bool:
+        """Whether counting runs the model for real, which takes time and memory; known after the first `step`."""
+        return self._on_meta is None
+
+    def step(self, batch: int, length: int) -> StepCost:
+        """Cost of one training step on [batch, length] tokens.
+
+        Raises:
+            BackwardError: the backward pass fails, on the meta device and on the model's own.
+            Exception: whatever the model raises in its forward pass, likewise.
+        """
+        if self._on_meta is not None:
+            try:
+                ids = torch.zeros(batch, length, dtype=torch.int64, device="meta")
+                with torch.device("meta"), _FusedAttention():
+                    found = _count(self._on_meta, ids, self._config)
+                self._worked_on_meta = True
+                return found
+            except Exception:  # foreign code that needs values fails in many ways on a device without them
+                if self._worked_on_meta:
+                    raise  # it is the length that it refuses
+                self._on_meta = None
+        ids = torch.randint(self._vocab, (batch, length), generator=torch.Generator().manual_seed(length))
+        ids = ids.to(self._device)
+        training = self._model.training
+        try:
+            with torch.random.fork_rng(devices=[]), self._arithmetic():
+                torch.manual_seed(length)
+                return _count(self._model, ids, self._config)
+        finally:
+            self._model.train(training)
 
 
 def measure(model: nn.Module, vocab: int, length: int, *, config: GateConfig) -> Measurement:
-    """Counts the cost of `model(ids)` at `length` tokens, and how it grows over `config.exponent_lengths`.
+    """Counts the cost of `model(ids)` on one row of `length` tokens. See `Meter` for the arguments and errors."""
+    return forward_cost(Meter(model, vocab, config).step(1, length), length, config)
 
-    A model that cannot take those lengths is measured at a quarter, half and the whole of `length` instead.
 
-    Args:
-        model: maps ids [1, length] int64 to a tuple; its weights stay unchanged.
-        vocab: ids are drawn below it where the model must run on real values.
-
-    Raises:
-        Exception: whatever the model raises at `length`, on the meta device and on the CPU.
-    """
-    on_meta = _on_meta(model)
-    main = _count(model, on_meta, vocab, length, config)
-    try:
-        lengths: Sequence[int] = config.exponent_lengths
-        counts = [_count(model, on_meta, vocab, n, config) for n in lengths]
-    except Exception:  # foreign code: any failure means that it does not take these lengths
-        lengths = [max(1, length // 4), max(2, length // 2), max(3, length)]
-        counts = [_count(model, on_meta, vocab, n, config) for n in lengths]
+def forward_cost(step: StepCost, length: int, config: GateConfig) -> Measurement:
+    """The forward pass of a step over one row of `length` tokens."""
+    cost = step.forward
     return Measurement(
-        flops_per_token=main.flops / length,
-        launches=main.launches,
-        bytes_per_token=main.bytes / length,
-        modelled_seconds_per_token=(main.busy_s + main.launches * config.roofline_launch_s) / length,
-        time_exponent=_slope([math.log(n) for n in lengths], [math.log(max(c.busy_s, 1e-12)) for c in counts]),
+        flops_per_token=cost.flops / length,
+        launches=cost.launches,
+        modelled_seconds_per_token=(cost.busy_s + cost.launches * config.roofline_launch_s) / length,
     )
 
 
-class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
-    """Sums floating-point operations, bytes and launches of everything that runs under it."""
+def _count(model: nn.Module, ids: Tensor, config: GateConfig) -> StepCost:
+    model.train()
+    counter = _Counter(config, known=[*model.parameters(), *model.buffers(), ids])
+    with torch.enable_grad(), _no_garbage_collection(), counter:
+        logits, auxiliary = model(ids)[:2]
+        forward = counter.cost()
+        loss = F.cross_entropy(logits.flatten(0, 1).float(), ids.flatten())
+        loss = loss if auxiliary is None else loss + auxiliary
+        try:
+            loss.backward()
+        except Exception as error:
+            raise BackwardError from error
+        finally:
+            model.zero_grad(set_to_none=True)
+    return StepCost(forward=forward, whole=counter.cost(), peak_bytes=counter.peak)
 
-    def __init__(self, config: GateConfig) -> None:
+
+@contextlib.contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Memory that only a collection would free counts as held, instead of being freed at some moment or other."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
+    """Sums arithmetic, traffic and launches of everything that runs under it, and follows what is allocated."""
+
+    def __init__(self, config: GateConfig, known: list[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
         self.flops = 0.0
-        self.bytes = 0.0
         self.launches = 0
         self.busy_s = 0.0  # roofline time without launches
+        self.live = 0.0
+        self.peak = 0.0
         self._config = config
+        self._storages = {tensor.untyped_storage()._cdata for tensor in known}
+
+    def cost(self) -> Cost:
+        return Cost(flops=self.flops, launches=self.launches, busy_s=self.busy_s)
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
         out = func(*args, **kwargs)
+        if getattr(func, "is_view", False):
+            return out
+        outputs = _tensors(out)
+        for tensor in outputs:
+            self._follow(tensor)
         name = func._overloadpacket.__name__
-        if name in _NO_KERNEL or getattr(func, "is_view", False):
+        if name in _NO_KERNEL or not outputs:
             return out
-        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
-        outputs = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
-        if not outputs:
-            return out
+        inputs = _tensors((args, kwargs))
         flops = _flops(func, name, args, kwargs, inputs, outputs, out)
         written = sum(_bytes(tensor) for tensor in outputs)
         moved = 2.0 * written if name in _GATHER else sum(_bytes(tensor) for tensor in inputs) + written
         self.flops += flops
-        self.bytes += moved
         self.launches += 1
         self.busy_s += max(flops / self._config.roofline_flops, moved / self._config.roofline_bytes)
         return out
 
+    def _follow(self, tensor: Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, float(storage.nbytes())
+        if key not in self._storages:
+            self._storages.add(key)
+            self.live += size
+            self.peak = max(self.peak, self.live)
+            weakref.finalize(storage, self._forget, key, size).atexit = False
 
-def _count(model: nn.Module, on_meta: nn.Module | None, vocab: int, length: int, config: GateConfig) -> _Counter:
-    if on_meta is not None:
-        counter = _Counter(config)
-        ids = torch.zeros(1, length, dtype=torch.int64, device="meta")
-        try:
-            with torch.no_grad(), torch.device("meta"), counter:
-                on_meta(ids)
-            return counter
-        except Exception:  # foreign code that needs values fails in many ways on a device without them
-            pass
-    ids = torch.randint(vocab, (1, length), generator=torch.Generator().manual_seed(length))
-    training = model.training
-    counter = _Counter(config)
-    try:
-        model.eval()
-        with torch.no_grad(), counter:
-            model(ids)
-    finally:
-        model.train(training)
-    return counter
+    def _forget(self, key: int, size: float) -> None:
+        self._storages.discard(key)
+        self.live -= size
+
+
+class _FusedAttention(TorchFunctionMode):
+    """Counts attention on the meta device as the one operation that it is on real devices."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func is F.scaled_dot_product_attention and not kwargs.get("enable_gqa") and args[:3] and args[0].ndim == 4:
+            names = ("attn_mask", "dropout_p", "is_causal", "scale")
+            given = dict(zip(names, args[3:], strict=False)) | kwargs
+            given.pop("enable_gqa", None)
+            if len(args) >= 3 and not given.get("dropout_p"):
+                return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*args[:3], **given)[0]
+        return func(*args, **kwargs)
 
 
 def _on_meta(model: nn.Module) -> nn.Module | None:
     try:
-        return copy.deepcopy(model).to("meta").eval()
+        return copy.deepcopy(model).to("meta")
     except Exception:  # some modules cannot be copied, or hold what has no meta form
         return None
 
@@ -177,13 +295,18 @@ def _flops(
     return largest
 
 
+def _tensors(value: object) -> list[Tensor]:
+    """Tensors in what an operation takes or gives: nested lists, tuples and dictionaries."""
+    if isinstance(value, Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    return [tensor for item in value for tensor in _tensors(item)]
+
+
 def _bytes(tensor: Tensor) -> float:
     """Bytes behind a tensor; one that repeats itself by its strides holds them once."""
     whole = tensor.numel() * tensor.element_size()
     return float(min(whole, tensor.untyped_storage().nbytes()) if 0 in tensor.stride() else whole)
-
-
-def _slope(x: Sequence[float], y: Sequence[float]) -> float:
-    mean_x, mean_y = math.fsum(x) / len(x), math.fsum(y) / len(y)
-    above = math.fsum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True))
-    return above / math.fsum((a - mean_x) ** 2 for a in x)

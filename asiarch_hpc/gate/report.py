@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from asiarch_hpc.records import Finding, GateReport
+from asiarch_hpc.records import Finding, GateReport, Severity
 
-_ORDER = ("reject", "warn", "property")
+_ORDER: tuple[Severity, ...] = ("reject", "warn", "property")
+_NAMES: dict[Severity, str] = {"reject": "REJECT", "warn": "warning", "property": "property"}
+_IN_THE_HEAD = "complexity.fit"  # its numbers stand in the lines before the findings
 
 
 def to_text(report: GateReport, *, name: str = "design") -> str:
-    """All findings with their numbers, worst first, and what was measured; several lines without a last newline."""
+    """The verdict, what was measured in at most three lines, and all findings, worst first, with their numbers and
+    their repair; lines without a last newline."""
     verdict = "passed" if report.passed else "REJECTED"
-    lines = [f"gate: {name} {verdict} in {report.seconds:.1f} s (sandbox: {report.sandbox})"]
-    if report.dim:
-        lines.append(f"  size: dim {report.dim}, depth {report.depth}, {report.parameters:,} parameters")
-    if report.launches:
-        lines.append(
-            f"  cost: {report.flops_per_token:,.0f} FLOPs a token, {report.launches:,} operations, "
-            f"{report.modelled_seconds_per_token * 1e6:.1f} modelled us a token, "
-            f"growing as length^{report.time_exponent:.2f}"
-        )
+    where = f"on {report.device} " if report.device else ""
+    lines = [f"gate: {name} {verdict} in {report.seconds:.1f} s {where}(sandbox: {report.sandbox}){_count(report)}"]
+    lines += [f"  {line}" for line in (_size(report), _cost(report), _clock(report)) if line]
     for item in _sorted(report):
-        lines.append(f"  {item.severity:8} {item.code:20} {item.message}{_numbers(item)}")
-        if item.hint:
-            lines.append(f"  {'':8} {'':20} -> {item.hint}")
+        if item.code != _IN_THE_HEAD:
+            lines.append(f"  {_NAMES[item.severity]:8} {item.code:20} {item.message}{_numbers(item)}")
+            if item.hint:
+                lines.append(f"  {'':8} {'':20} -> {item.hint}")
     return "\n".join(lines)
 
 
@@ -34,6 +32,49 @@ def to_prompt(report: GateReport) -> str:
         f"{item.hint}".rstrip()
         for number, item in enumerate(faults, 1)
     )
+
+
+def _count(report: GateReport) -> str:
+    faults, warnings = (sum(item.severity == severity for item in report.findings) for severity in _ORDER[:2])
+    counted = ((faults, "fault"), (warnings, "warning"))
+    words = [f"{number} {word}{'s' if number > 1 else ''}" for number, word in counted if number]
+    return f": {', '.join(words)}" if words else ""
+
+
+def _size(report: GateReport) -> str:
+    if not report.dim:
+        return ""
+    return f"size   dim {report.dim}, depth {report.depth}: {report.parameters:,} parameters without the embedding"
+
+
+def _cost(report: GateReport) -> str:
+    """Counted: the same on every machine."""
+    if not report.launches:
+        return ""
+    text = f"count  {report.flops_per_token:,.0f} FLOPs a token, {report.launches:,} operations a pass"
+    if report.relative_seconds:
+        text += (
+            f"; a training step takes {report.relative_seconds:.2f} times the baseline's time and "
+            f"{report.relative_bytes:.2f} times its memory"
+        )
+    if report.time_exponent:
+        text += (
+            f"; time grows as length^{report.time_exponent:.2f}±{report.time_exponent_error:.2f}, memory as "
+            f"length^{report.memory_exponent:.2f}±{report.memory_exponent_error:.2f}"
+        )
+    return text
+
+
+def _clock(report: GateReport) -> str:
+    """Clocked: differs from call to call."""
+    if not report.clock_seconds:
+        return ""
+    text = f"clock  {report.clock_seconds * 1e3:,.3g} ms a training step of {report.clock_tokens:,} tokens"
+    if report.clock_relative_seconds:
+        text += f", {report.clock_relative_seconds:.2f} times the baseline's"
+    if report.clock_bytes:
+        text += f"; {report.clock_bytes / 2**20:,.0f} MB, {report.clock_relative_bytes:.2f} times the baseline's"
+    return f"{text}; time grows as length^{report.clock_exponent:.2f}±{report.clock_exponent_error:.2f}"
 
 
 def _sorted(report: GateReport) -> list[Finding]:

@@ -91,6 +91,10 @@ ESCAPE_ATTRIBUTES = frozenset({
 # Swallowed by **kwargs instead of named, these would leave every model at the design's own default size.
 SIZE_KEYWORDS = ("hidden_size", "num_heads", "layer_idx")
 
+# Names under which a text keeps the size of its pieces along the sequence.
+_CHUNK_WORDS = ("chunk", "block", "window", "segment", "span", "stride", "kernel", "conv", "scale", "len")
+_LARGEST_CHUNK = 1024
+
 # A design with one of these cannot be built at all.
 UNBUILDABLE = frozenset({"static.syntax", "static.contract"})
 
@@ -121,6 +125,71 @@ def examine(source: str) -> list[Finding]:
         *_patches(tree, aliases),
     ]
     return list(dict.fromkeys(findings))
+
+
+def chunk_sizes(source: str) -> tuple[int, ...]:
+    """Whole numbers between 2 and 1024 that stand under a name like chunk_size in the text, or in a comparison or a
+    remainder: where pieces along the sequence may begin and end. Empty for what is no Python."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ()
+    numbers: set[int] = set()
+    for node in ast.walk(tree):
+        numbers |= {n for name, value in _named_values(node) if _is_chunk_name(name) for n in _numbers(value)}
+        if isinstance(node, ast.Compare):
+            numbers |= {n for value in (node.left, *node.comparators) for n in _numbers(value)}
+        elif isinstance(node, ast.BinOp) and isinstance(node.op, ast.Mod | ast.FloorDiv):
+            numbers |= set(_numbers(node.right))
+    return tuple(sorted(n for n in numbers if 2 <= n <= _LARGEST_CHUNK))
+
+
+def claims(source: str) -> frozenset[str]:
+    """The abilities that the main class claims in `CLAIMS`; empty for what is no Python."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return frozenset()
+    main = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name in ("DeltaNet", "Block")]
+    values = [value for node in main for child in node.body for name, value in _named_values(child) if name == "CLAIMS"]
+    words = [
+        item.value
+        for value in values
+        if isinstance(value, ast.Tuple | ast.List | ast.Set)
+        for item in value.elts
+        if isinstance(item, ast.Constant)
+    ]
+    return frozenset(word for word in words if isinstance(word, str))
+
+
+def _named_values(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:
+    """(name, value) of assignments, keyword arguments and defaults that a node itself holds."""
+    if isinstance(node, ast.Assign):
+        for target in node.targets:
+            if isinstance(target, ast.Name | ast.Attribute):
+                yield (target.id if isinstance(target, ast.Name) else target.attr), node.value
+    elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+        yield node.target.id, node.value
+    elif isinstance(node, ast.keyword) and node.arg is not None:
+        yield node.arg, node.value
+    elif isinstance(node, ast.arguments):
+        positional = [*node.posonlyargs, *node.args]
+        with_default = positional[len(positional) - len(node.defaults) :]
+        yield from ((a.arg, value) for a, value in zip(with_default, node.defaults, strict=True))
+        keyword = zip(node.kwonlyargs, node.kw_defaults, strict=True)
+        yield from ((a.arg, value) for a, value in keyword if value is not None)
+
+
+def _is_chunk_name(name: str) -> bool:
+    return any(word in name.lower() for word in _CHUNK_WORDS)
+
+
+def _numbers(node: ast.expr) -> list[int]:
+    """Whole numbers of a literal or of a tuple or list of them."""
+    items = node.elts if isinstance(node, ast.Tuple | ast.List) else [node]
+    return [item.value for item in items if isinstance(item, ast.Constant) and type(item.value) is int]
 
 
 def _reject(code: str, message: str, hint: str) -> Finding:

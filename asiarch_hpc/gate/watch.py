@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import selectors
 import signal
@@ -11,7 +12,9 @@ import time
 from typing import Any
 
 from asiarch_hpc.gate import confine
-from asiarch_hpc.gate.family import Pipes, Plan
+from asiarch_hpc.gate.census import Census
+from asiarch_hpc.gate.family import Pipes
+from asiarch_hpc.gate.plan import Plan
 
 _ANSWER_LIMIT = 16 << 20  # bytes; a longer answer is not a design's report
 _OUTPUT_KEPT = 64 << 10  # bytes of printed text that are kept, the last ones
@@ -23,9 +26,10 @@ _GRACE_S = 10.0  # for the supervisor to end the family; a machine under load ne
 class Watch:
     """Follows one family of processes until it has ended, then knows the cause."""
 
-    def __init__(self, supervisor: int, pipes: Pipes, plan: Plan, started: float) -> None:
+    def __init__(self, supervisor: int, pipes: Pipes, plan: Plan, census: Census, started: float) -> None:
         self.result: Any = None
         self.records: list[Any] = []
+        self.attempts: list[str] = []
         self.cause: str | None = None
         self.error = ""
         self.traceback = ""
@@ -34,10 +38,9 @@ class Watch:
         self.output_bytes = 0
         self._supervisor = supervisor
         self._pipes = pipes
-        self._plan = plan
-        self._deadline = started + plan.timeout_s
-        self._inherited = confine.anonymous_bytes(os.getpid())
-        self._seen: dict[int, int] = {}  # process id -> start time: ids are used again
+        self._timeout_s = plan.timeout_s or math.inf
+        self._deadline = started + self._timeout_s
+        self._census = census
         self._answer = bytearray()
         self._answer_bytes = 0
         self._status = b""
@@ -55,7 +58,7 @@ class Watch:
             while self.cause is None:
                 now = time.monotonic()
                 if now >= self._deadline:
-                    self._stop("timeout", f"no answer within {self._plan.timeout_s:g} s")
+                    self._stop("timeout", f"no answer within {self._timeout_s:g} s")
                     break
                 if now >= poll:
                     self._check_family()
@@ -64,6 +67,8 @@ class Watch:
                     break
         self.end()
         self._drain()
+        if self.cause is None and (excess := self._census.disk_excess()):
+            self._stop(*excess)
         self._conclude()
 
     def end(self) -> None:
@@ -78,7 +83,7 @@ class Watch:
                 _signal(self._supervisor, signal.SIGKILL)
             time.sleep(0.002)
         if code != 0:  # killed: what it would have ended is left to us
-            for process, start in self._seen.items():
+            for process, start in self._census.seen.items():
                 if confine.start_time(process) == start:
                     _signal(process, signal.SIGKILL)
 
@@ -109,7 +114,7 @@ class Watch:
             self.output = (self.output + data)[-_OUTPUT_KEPT:]
             self.output_bytes += len(data)
         elif reader == self._pipes.status[0]:
-            self._status += data
+            self._take_status(data)
         else:
             self._answer_bytes += len(data)
             if self._answer_bytes > _ANSWER_LIMIT:
@@ -124,7 +129,10 @@ class Watch:
     def _take_message(self, line: bytes) -> None:
         try:
             message = json.loads(line)
-            kind = next(key for key in ("record", "result", "error") if key in message)
+            kind = next(key for key in ("record", "attempt", "result", "error") if key in message)
+            if kind == "attempt":
+                self.attempts.append(str(message["attempt"]))
+                return
             if kind == "record":
                 self.records.append(message["record"])
                 return
@@ -138,19 +146,18 @@ class Watch:
             self._stop("protocol", f"the child wrote {line[:80]!r} in place of a JSON answer")
 
     def _check_family(self) -> None:
-        self._seen = {process: confine.start_time(process) for process in confine.descendants(self._supervisor)}
-        if len(self._seen) > self._plan.processes:
-            self._stop("processes", f"{len(self._seen)} processes at once, at most {self._plan.processes} are allowed")
-        used = sum(max(0, confine.anonymous_bytes(process) - self._inherited) for process in self._seen)
-        if used > self._plan.memory_bytes:
-            limit = self._plan.memory_bytes / 2**30
-            self._stop("memory", f"{used / 2**30:.2f} GiB in use, at most {limit:g} GiB are allowed")
+        if excess := self._census.excess(self._supervisor):
+            self._stop(*excess)
 
-    def _conclude(self) -> None:
-        for line in self._status.splitlines():
+    def _take_status(self, data: bytes) -> None:
+        *lines, self._status = (self._status + data).split(b"\n")
+        for line in lines:
             message = json.loads(line)
+            self._census.helpers = message.get("helpers", self._census.helpers)
             self._exit_code = message.get("ended", self._exit_code)
             self.setup_error = message.get("setup", self.setup_error)
+
+    def _conclude(self) -> None:
         if self.cause is not None or self.setup_error:
             return
         code = self._exit_code
@@ -159,7 +166,7 @@ class Watch:
         elif self._answered:
             return
         elif code == -signal.SIGXCPU:
-            self._stop("timeout", f"more than {self._plan.timeout_s:g} s of processor time")
+            self._stop("timeout", f"more than {self._timeout_s:g} s of processor time")
         elif code < 0:
             self._stop(f"killed by signal {-code}", f"the process was killed by signal {-code}")
         else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from asiarch_hpc.records import (
     Experiment,
     GateReport,
     Json,
+    Published,
     Score,
     TrialRecord,
     from_json,
     to_json,
 )
+from asiarch_hpc.store.curves import write_curves
 from asiarch_hpc.store.files import json_bytes, move_aside, read_json, store_error, write_json, write_text
 from asiarch_hpc.store.layout import ExperimentLayout, RunLayout
 
@@ -47,11 +50,23 @@ class StoredExperiment:
     trials: tuple[StoredTrial, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class StoredPublished:
+    """One imported design as found in the tree. It has no gate report and no score."""
+
+    record: Experiment
+    published: Published
+
+
 @dataclass(slots=True)
 class Scan:
-    """Everything found under `experiments/`, with what had to be moved aside and why."""
+    """Everything found under `experiments/`, with what had to be moved aside and why.
+
+    Imported designs stand apart, so that nothing that counts experiments or fills a pool can meet them.
+    """
 
     experiments: list[StoredExperiment] = field(default_factory=list)
+    published: list[StoredPublished] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)
 
 
@@ -71,26 +86,71 @@ def write_experiment(
         StoreError: disk full or unwritable.
     """
     final = layout.experiment(record.id)
-    temporary = ExperimentLayout(final.root.with_name(f".{record.id}.{uuid.uuid4().hex[:8]}.tmp"))
-    try:
+    with _folder_in_the_making(final) as temporary:
         write_text(temporary.architecture, source)
         write_text(temporary.motivation, motivation.rstrip() + "\n")
         write_json(temporary.gate, to_json(gate))
         if proposal is not None:
             write_json(temporary.proposal, proposal)
-        if units is not None:
-            write_json(temporary.units, units)
-            record = replace(record, units_sha256=hashlib.sha256(json_bytes(units)).hexdigest())
-        write_json(temporary.record, to_json(record))
-        try:
-            os.rename(temporary.root, final.root)
-        except OSError as error:
-            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                return False
-            raise store_error(error, final.root) from error
+        _write_record(temporary, record, units)
+        return _publish(temporary, final)
+
+
+def write_published(
+    layout: RunLayout,
+    record: Experiment,
+    published: Published,
+    *,
+    source: str | None,
+    motivation: str,
+    units: Any = None,
+    curves: Mapping[str, Sequence[Mapping[str, float]]] | None = None,
+) -> bool:
+    """Creates the folder of an imported design in one rename; False if the run has one of that id already.
+
+    `source` is written byte for byte; without it, or without a motivation, there is no such file. `curves` are the
+    rows of each trial's training curve, by trial.
+
+    Raises:
+        StoreError: disk full or unwritable.
+    """
+    final = layout.experiment(record.id)
+    with _folder_in_the_making(final) as temporary:
+        if source is not None:
+            write_text(temporary.architecture, source)
+        if motivation:
+            write_text(temporary.motivation, motivation.rstrip() + "\n")
+        for trial, rows in (curves or {}).items():
+            write_curves(rows, temporary.trial(trial).curves)
+        write_json(temporary.published, to_json(published))
+        _write_record(temporary, record, units)
+        return _publish(temporary, final)
+
+
+@contextlib.contextmanager
+def _folder_in_the_making(final: ExperimentLayout) -> Iterator[ExperimentLayout]:
+    temporary = ExperimentLayout(final.root.with_name(f".{final.root.name}.{uuid.uuid4().hex[:8]}.tmp"))
+    try:
+        yield temporary
     finally:
         if temporary.root.exists():
             shutil.rmtree(temporary.root, ignore_errors=True)
+
+
+def _write_record(folder: ExperimentLayout, record: Experiment, units: Any) -> None:
+    if units is not None:
+        write_json(folder.units, units)
+        record = replace(record, units_sha256=hashlib.sha256(json_bytes(units)).hexdigest())
+    write_json(folder.record, to_json(record))
+
+
+def _publish(temporary: ExperimentLayout, final: ExperimentLayout) -> bool:
+    try:
+        os.rename(temporary.root, final.root)
+    except OSError as error:
+        if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+            return False
+        raise store_error(error, final.root) from error
     return True
 
 
@@ -103,7 +163,8 @@ def read_experiment(folder: ExperimentLayout) -> Experiment:
     record = from_json(Experiment, read_json(folder.record), source=str(folder.record))
     if record.id != folder.root.name:
         raise RecordError(f"{folder.record}: id {record.id}, expected the folder's name {folder.root.name}")
-    _check_hash(folder.architecture, record.source_sha256)
+    if record.source_sha256 or record.role != "published":
+        _check_hash(folder.architecture, record.source_sha256)
     if record.units_sha256:
         _check_hash(folder.units, record.units_sha256)
     return record
@@ -122,12 +183,15 @@ def scan(layout: RunLayout, *, moved: bool = True) -> Scan:
     """Reads every experiment of the tree.
 
     A damaged file is moved aside when `moved`, and its message kept; without its record, source, units or gate
-    report an experiment is damaged as a whole.
+    report (an imported one: its published.json and curves) an experiment is damaged as a whole.
     """
     result = Scan()
     for folder in layout.all_experiments():
         try:
             record = read_experiment(folder)
+            if record.role == "published":
+                result.published.append(StoredPublished(record, _published(folder)))
+                continue
             gate = from_json(GateReport, read_json(folder.gate), source=str(folder.gate))
         except RecordError as error:
             result.damaged.append(_aside(folder.root, str(error), moved))
@@ -135,6 +199,16 @@ def scan(layout: RunLayout, *, moved: bool = True) -> Scan:
         score = _optional(Score, folder.score, result, moved)
         result.experiments.append(StoredExperiment(record, gate, score, tuple(_trials(folder, result, moved))))
     return result
+
+
+def _published(folder: ExperimentLayout) -> Published:
+    published = from_json(Published, read_json(folder.published), source=str(folder.published))
+    if published.experiment != folder.root.name:
+        raise RecordError(f"{folder.published}: of {published.experiment}, expected the folder's {folder.root.name}")
+    for trial in published.trials:
+        if not folder.trial(trial).curves.is_file():
+            raise RecordError(f"{folder.trial(trial).curves}: no such file; {folder.published.name} names its trial")
+    return published
 
 
 def _trials(folder: ExperimentLayout, result: Scan, moved: bool) -> Iterable[StoredTrial]:

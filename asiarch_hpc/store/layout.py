@@ -43,8 +43,13 @@ class TrialLayout:
         return self.root / "train.log"
 
     @property
+    def live(self) -> Path:
+        """What the training itself writes: the design's code runs in it, so nothing else of the trial lies there."""
+        return self.root / "live"
+
+    @property
     def checkpoint(self) -> Path:
-        return self.root / "checkpoint.pt"
+        return self.live / "checkpoint.pt"
 
     @property
     def weights(self) -> Path:
@@ -88,6 +93,11 @@ class ExperimentLayout:
     @property
     def score(self) -> Path:
         return self.root / "score.json"
+
+    @property
+    def published(self) -> Path:
+        """What others published about an imported design."""
+        return self.root / "published.json"
 
     @property
     def trials(self) -> Path:

@@ -7,6 +7,8 @@ Layout: `train_tokens`, `heldout_tokens` (uint16, or uint32 above 65,536 ids; co
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import itertools
 import json
@@ -56,17 +58,30 @@ class Documents:
 
 @dataclass(frozen=True)
 class Corpus:
-    """An opened corpus. `heldout_bytes` counts the UTF-8 bytes of each text in `heldout_texts`."""
+    """An opened corpus. The held-out part is read when it is first asked for: a process that is to start a design's
+    code must not have it in memory by then."""
 
     path: Path
     key: str
     vocab: int
     tokenizer: Tokenizer
     train: Documents
-    heldout: Documents
-    heldout_texts: Sequence[str]
-    heldout_bytes: Sequence[int]
     source: Json
+
+    @functools.cached_property
+    def heldout(self) -> Documents:
+        with _reading(self.path) as file:
+            return Documents(_mapped(self.path, file["heldout_tokens"]), file["heldout_offsets"][:])
+
+    @functools.cached_property
+    def heldout_texts(self) -> Sequence[str]:
+        with _reading(self.path) as file:
+            return _texts(file["heldout_text"][:].tobytes(), file["heldout_text_offsets"][:])
+
+    @functools.cached_property
+    def heldout_bytes(self) -> Sequence[int]:
+        """UTF-8 bytes of each held-out text."""
+        return [len(text.encode()) for text in self.heldout_texts]
 
 
 def prepare(config: DataConfig, *, root: Path, synthetic: Callable[[int], Iterable[str]]) -> Path:
@@ -108,30 +123,34 @@ def prepare(config: DataConfig, *, root: Path, synthetic: Callable[[int], Iterab
 
 
 def open_corpus(path: Path) -> Corpus:
-    """Opens a prepared corpus; ids are memory-mapped, held-out texts are read into memory.
+    """Opens a prepared corpus; ids are memory-mapped.
 
     Raises:
         CorpusError: missing, damaged, or written in another layout.
     """
+    with _reading(path) as file:
+        layout = int(file.attrs["layout"])
+        if layout != _LAYOUT:
+            raise CorpusError(f"{path}: corpus layout {layout}, expected {_LAYOUT}; delete it and start again")
+        for name in ("heldout_tokens", "heldout_offsets", "heldout_text", "heldout_text_offsets"):
+            file[name]
+        tokenizer = tokenizers.from_json(file["tokenizer"][:].tobytes().decode())
+        return Corpus(
+            path=path,
+            key=str(file.attrs["key"]),
+            vocab=tokenizer.vocab,
+            tokenizer=tokenizer,
+            train=Documents(_mapped(path, file["train_tokens"]), file["train_offsets"][:]),
+            source=json.loads(file["source"][:].tobytes()),
+        )
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[h5py.File]:
     try:
         # No lock: readers on NFS must not fail, and nobody writes a finished file.
         with h5py.File(path, "r", locking=False) as file:
-            layout = int(file.attrs["layout"])
-            if layout != _LAYOUT:
-                raise CorpusError(f"{path}: corpus layout {layout}, expected {_LAYOUT}; delete it and start again")
-            texts = _texts(file["heldout_text"][:].tobytes(), file["heldout_text_offsets"][:])
-            tokenizer = tokenizers.from_json(file["tokenizer"][:].tobytes().decode())
-            return Corpus(
-                path=path,
-                key=str(file.attrs["key"]),
-                vocab=tokenizer.vocab,
-                tokenizer=tokenizer,
-                train=Documents(_mapped(path, file["train_tokens"]), file["train_offsets"][:]),
-                heldout=Documents(_mapped(path, file["heldout_tokens"]), file["heldout_offsets"][:]),
-                heldout_texts=texts,
-                heldout_bytes=[len(text.encode()) for text in texts],
-                source=json.loads(file["source"][:].tobytes()),
-            )
+            yield file
     except (OSError, KeyError, ValueError) as error:
         if isinstance(error, CorpusError):
             raise

@@ -3,6 +3,7 @@
 import builtins
 import importlib.util
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from asiarch_hpc.designs import compatibility
 from asiarch_hpc.designs.compatibility import (
     Cache,
     FusedRMSNormGated,
@@ -19,7 +21,6 @@ from asiarch_hpc.designs.compatibility import (
     RMSNorm,
     ShortConvolution,
     design_builtins,
-    fla_is_usable,
     get_unpad_data,
     index_first_axis,
     l2norm,
@@ -31,8 +32,8 @@ needs_no_fla = pytest.mark.skipif(
 )
 
 
-def run(code: str) -> dict[str, object]:
-    scope: dict[str, object] = {"__builtins__": design_builtins("cpu"), "__name__": "a_design"}
+def run(code: str, device: str = "cpu") -> dict[str, object]:
+    scope: dict[str, object] = {"__builtins__": design_builtins(device), "__name__": "a_design"}
     exec(code, scope)
     return scope
 
@@ -63,32 +64,87 @@ def test_the_names_stay_inside_the_design() -> None:
     assert scope["later"]() is RMSNorm  # type: ignore[operator]  # an import inside a function, after the exec
 
 
-def test_an_installed_fla_serves_designs_on_cuda_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("fla", "fla/layers", "fla/modules"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "__init__.py").write_text("RMSNorm = 'the real one'\n")
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[dict[str, str]], None]]:
+    """Puts modules of a made-up flash-linear-attention on the path: dotted name -> text."""
+
+    def forget() -> None:
+        for name in [n for n in sys.modules if n.partition(".")[0] == "fla"]:
+            del sys.modules[name]
+        compatibility._installed.cache_clear()
+
+    def write(modules: dict[str, str]) -> None:
+        forget()
+        for name, text in modules.items():
+            folder = tmp_path.joinpath(*name.split("."))
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "__init__.py").write_text(text)
+        importlib.invalidate_caches()
+
     monkeypatch.syspath_prepend(str(tmp_path))
-    for name in [n for n in sys.modules if n.partition(".")[0] == "fla"]:
-        monkeypatch.delitem(sys.modules, name)
-    fla_is_usable.cache_clear()
-    code = "from fla.modules import RMSNorm"
-    try:
-        found = {device: {"__builtins__": design_builtins(device), "__name__": "d"} for device in ("cuda", "cpu")}
-        for scope in found.values():
-            exec(code, scope)
-        assert found["cuda"]["RMSNorm"] == "the real one"
-        assert found["cpu"]["RMSNorm"] is RMSNorm
-        (tmp_path / "fla/layers/__init__.py").write_text("raise RuntimeError('0 active drivers')\n")
-        for name in [n for n in sys.modules if n.partition(".")[0] == "fla"]:
-            del sys.modules[name]
-        fla_is_usable.cache_clear()
-        scope = {"__builtins__": design_builtins("cuda"), "__name__": "d"}
-        exec(code, scope)
-        assert scope["RMSNorm"] is RMSNorm
-    finally:
-        for name in [n for n in sys.modules if n.partition(".")[0] == "fla"]:
-            del sys.modules[name]
-        fla_is_usable.cache_clear()
+    yield write
+    forget()
+
+
+NAMES = (
+    "from fla.modules import RMSNorm, ShortConvolution\n"
+    "from fla.modules.l2norm import l2norm\n"
+    "from fla.layers.utils import get_unpad_data, index_first_axis\n"
+    "import fla.modules.l2norm as place, fla\n"
+    "again = fla.modules.l2norm.l2norm, place.l2norm\n"
+)
+
+
+@needs_no_fla
+def test_an_installed_fla_serves_designs_on_cuda_only(install: Callable[[dict[str, str]], None]) -> None:
+    install({
+        "fla": "",
+        "fla.modules": "RMSNorm = ShortConvolution = 'installed'\n",
+        "fla.modules.l2norm": "l2norm = 'installed'\n",
+        "fla.layers": "",
+        "fla.layers.utils": "get_unpad_data = index_first_axis = 'installed'\n",
+        "fla.ops": "chunk_delta_rule = 'installed'\n",
+    })  # fmt: skip
+    scope = run(NAMES + "from fla.ops import *\nfrom fla import ops", "cuda")
+    names = ("RMSNorm", "ShortConvolution", "l2norm", "get_unpad_data", "index_first_axis", "chunk_delta_rule")
+    assert [scope[name] for name in names] == ["installed"] * 6
+    assert scope["again"] == ("installed", "installed")
+    assert scope["ops"] is sys.modules["fla.ops"]
+    on_cpu = run(NAMES)
+    assert [on_cpu[name] for name in names[:3]] == [RMSNorm, ShortConvolution, l2norm]
+    assert on_cpu["again"] == (l2norm, l2norm)
+
+
+@needs_no_fla
+def test_names_are_found_where_they_have_moved_to_and_else_replaced(install: Callable[[dict[str, str]], None]) -> None:
+    install({
+        "fla": "",
+        "fla.modules": "RMSNorm = 'installed'\n",
+        "fla.modules.norm": "",
+        "fla.modules.norm.l2norm": "l2norm = 'moved'\n",
+        "fla.modules.causal_conv1d": "ShortConvolution = 'moved'\n",
+        "fla.layers": "import a_package_that_is_not_installed\n",
+    })  # fmt: skip
+    scope = run(NAMES + "from fla import layers\n", "cuda")
+    assert scope["RMSNorm"] == "installed"
+    assert scope["ShortConvolution"] == "moved"
+    assert scope["l2norm"] == "moved"
+    assert scope["again"] == ("moved", "moved")
+    assert scope["get_unpad_data"] is get_unpad_data
+    assert scope["index_first_axis"] is index_first_axis
+    assert scope["layers"].utils.pad_input is pad_input  # type: ignore[attr-defined]
+    with pytest.raises(ImportError, match=r"no chunk in fla\.modules here"):
+        run("from fla.modules import chunk", "cuda")
+
+
+@needs_no_fla
+@pytest.mark.parametrize("modules", [{}, {"fla": "raise RuntimeError('0 active drivers')\n"}])
+def test_designs_on_cuda_run_without_an_fla_that_works(
+    modules: dict[str, str], install: Callable[[dict[str, str]], None]
+) -> None:
+    install(modules)
+    scope = run(NAMES, "cuda")
+    assert (scope["RMSNorm"], scope["l2norm"], scope["again"]) == (RMSNorm, l2norm, (l2norm, l2norm))
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,14 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from asiarch_hpc.gate.sandbox import RUNGS, Outcome, probe, run_isolated
+from asiarch_hpc.gate.sandbox import RUNGS, Outcome, containment, probe, run_isolated
 
 
 @pytest.fixture(params=RUNGS)
@@ -66,3 +67,25 @@ def sleepers(mark: str) -> list[int]:
             except OSError:
                 continue
     return found
+
+
+def require(rung: str, threat: Any) -> None:
+    if threat not in containment(rung):
+        pytest.skip(f"rung {rung} does not claim to hold {threat!r} on this kernel")
+
+
+def succeeds(attempt: Callable[[], Any]) -> bool:
+    try:
+        attempt()
+    except OSError:
+        return False
+    return True
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True

@@ -2,34 +2,57 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from asiarch_hpc.errors import DesignError
 from asiarch_hpc.gate import report as gate_report
 from asiarch_hpc.records import GateReport, from_json, to_json
-from tests.gate.planted import DEFECTS, LEAKS, SOUND, STATIC
-from tests.gate.toys import CONFIG, DIM, REFERENCE, codes, design, run_check
+from tests.gate.planted_defects import DEFECTS
+from tests.gate.planted_leaks import LEAKS
+from tests.gate.planted_sound import SOUND
+from tests.gate.planted_text import STATIC
+from tests.gate.toys import CONFIG, DIM, REFERENCE, check_plant, codes, design, run_check
+
+# Every finding by which a running design can be refused, but for the sandbox's own.
+REJECTIONS = {
+    *("construct.failed", "construct.width", "size.parameters", "precision.bf16"),
+    *("forward.failed", "forward.shape", "forward.nonfinite", "forward.dtype"),
+    *("backward.failed", "backward.nonfinite", "gradient.dead"),
+    *("causality.leak", "causality.gradient", "causality.random", "prefix.length", "isolation.batch"),
+    *("determinism.eval", "determinism.drift"),
+    *("complexity.quadratic", "complexity.slow", "complexity.memory"),
+    *("learn.gradient_norm", "learn.no_progress"),
+}
 
 
-@pytest.mark.parametrize("name", LEAKS)
-def test_leaks_are_caught(name: str, tmp_path: Path) -> None:
-    assert "causality.leak" in codes(run_check(LEAKS[name], tmp_path))
+def some(names: Iterable[str]) -> list[Any]:
+    """Every fourth name; the others are marked slow."""
+    return [pytest.param(name, marks=pytest.mark.slow if i % 4 else ()) for i, name in enumerate(names)]
 
 
-@pytest.mark.parametrize("name", DEFECTS)
+def test_the_collection_is_as_large_as_it_should_be() -> None:
+    assert len(LEAKS | DEFECTS) == len(LEAKS) + len(DEFECTS) >= 70
+    assert len(SOUND) >= 45
+    assert {code for plant in (LEAKS | DEFECTS).values() for code in plant.codes} >= REJECTIONS
+
+
+@pytest.mark.parametrize("name", some(LEAKS | DEFECTS))
 def test_defects_are_caught_with_their_code(name: str, tmp_path: Path) -> None:
-    source, code = DEFECTS[name]
-    report = run_check(source, tmp_path)
-    assert code in codes(report), gate_report.to_text(report)
-    assert "causality.leak" not in codes(report)
+    plant = (LEAKS | DEFECTS)[name]
+    report = check_plant(plant, tmp_path)
+    found = codes(report)
+    assert found & set(plant.codes), gate_report.to_text(report)
+    assert "causality.leak" not in found or name in LEAKS or plant.leaks, gate_report.to_text(report)
     assert not report.passed
 
 
-@pytest.mark.parametrize("name", SOUND)
+@pytest.mark.parametrize("name", some(SOUND))
 def test_sound_designs_pass(name: str, tmp_path: Path) -> None:
-    report = run_check(SOUND[name], tmp_path)
+    report = check_plant(SOUND[name], tmp_path)
     assert report.passed, gate_report.to_text(report)
     assert codes(report) == set()
 
@@ -49,15 +72,18 @@ def test_every_independent_fault_is_reported(tmp_path: Path) -> None:
         before="import os",
     )
     found = codes(run_check(source, tmp_path))
-    assert found == {"static.import", "size.parameters", "forward.failed", "gradient.dead", "causality.leak"}
+    assert found == {
+        *("static.import", "size.parameters", "forward.failed", "gradient.dead"),
+        *("causality.leak", "causality.gradient"),
+    }
 
 
 def test_one_cause_in_many_cases_is_one_finding(tmp_path: Path) -> None:
     report = run_check(design("y = x.view(B, L // 16, 16, D).cumsum(2).view(B, L, D)"), tmp_path)
     failed = [item for item in report.findings if item.code == "forward.failed" and "length 1" in item.message]
     assert len(failed) == 1
-    assert "batch 1, length 1" in failed[0].message
-    assert "batch 3, length 1" in failed[0].message
+    assert "batch 1, length 1;" in failed[0].message
+    assert "batch 2, length 1;" in failed[0].message
 
 
 def test_a_fault_names_the_line_of_the_design(tmp_path: Path) -> None:
@@ -106,13 +132,14 @@ def test_what_the_sandbox_ends_is_one_clear_finding(
 ) -> None:
     report = run_check(design(mix), tmp_path, config=dataclasses.replace(CONFIG, **config))
     assert code in codes(report), gate_report.to_text(report)
-    assert sum(item.code.startswith("sandbox.") for item in report.findings) == 1
+    ends = {item.code for item in report.findings if item.code.startswith("sandbox.")} - {"sandbox.attempt"}
+    assert ends == {code}
     assert "during" in next(item.message for item in report.findings if item.code == code) or mix.endswith("y = x")
     assert not report.passed
 
 
 def test_findings_before_an_end_are_kept(tmp_path: Path) -> None:
-    source = design("import os\nif L == 130: os._exit(0)\ny = x", "self.unused = nn.Parameter(torch.ones(4))")
+    source = design("import os\nif B == 4: os._exit(0)\ny = x", "self.unused = nn.Parameter(torch.ones(4))")
     report = run_check(source, tmp_path)
     assert codes(report) == {"static.import", "gradient.dead", "sandbox.exit"}
 
@@ -137,12 +164,12 @@ def test_same_design_same_numbers(tmp_path: Path) -> None:
 
 
 def test_the_report_survives_its_json_form(tmp_path: Path) -> None:
-    report = run_check(LEAKS["only in train mode"], tmp_path)
+    report = run_check(LEAKS["only in train mode"].source, tmp_path)
     assert from_json(GateReport, json.loads(json.dumps(to_json(report)))) == report
 
 
 def test_texts_name_code_measure_limit_and_repair(tmp_path: Path) -> None:
-    report = run_check(LEAKS["only in train mode"], tmp_path)
+    report = run_check(LEAKS["only in train mode"].source, tmp_path)
     for text in (gate_report.to_text(report, name="toy"), gate_report.to_prompt(report)):
         assert "causality.leak" in text
         assert "limit 0.001" in text

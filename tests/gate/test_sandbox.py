@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from asiarch_hpc.errors import SandboxError
-from asiarch_hpc.gate import confine
+from asiarch_hpc.gate import bubblewrap, landlock, namespaces
 from asiarch_hpc.gate.sandbox import RUNGS, Outcome, choose_rung, probe, run_isolated
 
 
@@ -178,31 +178,47 @@ def test_auto_takes_the_strongest_that_works() -> None:
 def test_wrong_rungs_and_folders_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SandboxError, match="expected auto or one of"):
         choose_rung("jail")
-    with pytest.raises(SandboxError, match="do not exist"):
-        run_isolated(lambda: 1, timeout_s=5, memory_gb=1, writable=[tmp_path / "missing"])
+    missing = tmp_path / "missing"
+    for paths in ({"writable": [missing]}, {"writable": []}, {"writable": [tmp_path], "readable": [missing]}):
+        with pytest.raises(SandboxError, match=r"no such folder|none was given|do not exist"):
+            run_isolated(lambda: 1, timeout_s=5, memory_gb=1, **paths)
 
 
-def test_a_rung_that_cannot_be_set_up_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def refuse(*, network: bool) -> None:
-        raise PermissionError("user namespaces are switched off")
-
-    monkeypatch.setattr(confine, "enter_namespaces", refuse)
+@pytest.fixture
+def fresh_probes() -> Iterator[None]:
     probe.cache_clear()
-    try:
-        assert choose_rung("auto") != "namespaces"
-        with pytest.raises(SandboxError, match="user namespaces are switched off"):
-            choose_rung("namespaces")
-    finally:
-        monkeypatch.undo()
-        probe.cache_clear()
+    yield
+    probe.cache_clear()
 
 
+def refuse(*words: Any, **named: Any) -> Any:
+    raise PermissionError("switched off")
+
+
+@pytest.mark.usefixtures("fresh_probes")
+def test_a_rung_that_cannot_be_set_up_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(namespaces, "enter_namespaces", refuse)
+    with pytest.raises(SandboxError, match="switched off"):
+        choose_rung("namespaces")
+    monkeypatch.setattr(bubblewrap.shutil, "which", lambda name: None)
+    with pytest.raises(SandboxError, match="no program"):
+        choose_rung("bubblewrap")
+    assert choose_rung("auto") == "landlock"
+
+
+@pytest.mark.usefixtures("fresh_probes")
 def test_a_rung_that_does_not_hold_what_it_claims_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(confine, "restrict_writes", lambda paths, *, network: None)
-    probe.cache_clear()
-    try:
-        assert "write outside" in probe("landlock")
-        assert choose_rung("auto") == "limits"
-    finally:
-        monkeypatch.undo()
-        probe.cache_clear()
+    monkeypatch.setattr(landlock, "restrict_files", lambda **rules: None)
+    reason = probe("landlock")
+    assert "write outside" in reason
+    assert "read a file" in reason
+
+
+@pytest.mark.usefixtures("fresh_probes")
+def test_auto_never_falls_to_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(namespaces, "enter_namespaces", refuse)
+    monkeypatch.setattr(bubblewrap.shutil, "which", lambda name: None)
+    monkeypatch.setattr(landlock, "restrict_files", refuse)
+    with pytest.raises(SandboxError, match=r"bubblewrap: .*namespaces: .*landlock: .*gate\.sandbox=limits"):
+        choose_rung("auto")
+    assert choose_rung("limits") == "limits"

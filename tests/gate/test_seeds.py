@@ -29,8 +29,8 @@ def examine(source: str, writable: Path) -> GateReport:
 
     target = count(compose(seed_tree("delta_net")), SCALE.dim, SCALE.depth)
 
-    def build(dim: int, depth: int) -> nn.Module:
-        return build_model(source, vocab=VOCAB, scale=SCALE, dim=dim, depth=depth, seed=0)
+    def build(dim: int, depth: int, vocab: int) -> nn.Module:
+        return build_model(source, vocab=vocab, scale=SCALE, dim=dim, depth=depth, seed=0)
 
     def size() -> tuple[int, int]:
         return match_size(
@@ -62,7 +62,7 @@ def examine(source: str, writable: Path) -> GateReport:
 def test_seed_designs_pass(name: str, tmp_path: Path) -> None:
     report = examine(compose(seed_tree(name)), tmp_path)
     assert report.passed, to_text(report)
-    assert report.findings == ()
+    assert all(item.severity == "property" for item in report.findings), to_text(report)
     quadratic = name == "gpt"
     assert (report.time_exponent > 1.3) is quadratic
     assert report.flops_per_token > 2 * report.parameters
@@ -73,4 +73,5 @@ def test_a_leak_planted_into_a_seed_is_caught(tmp_path: Path) -> None:
     assert source.count("return X, Z") >= 1
     leaking = "return X + 0.1 * X.mean(1, keepdim=True), Z".join(source.rsplit("return X, Z", 1))
     report = examine(leaking, tmp_path)
-    assert [item.code for item in report.findings] == ["causality.leak"], to_text(report)
+    refused = {item.code for item in report.findings if item.severity == "reject"}
+    assert refused == {"causality.leak", "causality.gradient"}, to_text(report)
