@@ -14,7 +14,7 @@ READY := .venv/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 RUN_FLAG := --results $(RESULTS) $(if $(RUN),--run $(RUN))
 
-.PHONY: help env explore test check status rebuild bench dev-cluster dev-cluster-stop clean
+.PHONY: help env explore test check check-design import status rebuild bench dev-cluster dev-cluster-stop clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -31,6 +31,12 @@ check: env ## style, types, import rules
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/python -m pytest -q tests/test_imports.py
+
+check-design: env ## one design through the gate: make check-design FILE=design.py CONFIG=file
+	@$(BIN)/asiarch check --config $(CONFIG) $(FILE) $(ARGS)
+
+import: env ## published results as a run: make import FROM=asi-arch FILES=folder RUN=name
+	@$(BIN)/asiarch import $(FROM) $(FILES) $(RUN_FLAG) $(ARGS)
 
 status: env ## a run that runs elsewhere: make status RUN=name
 	@$(BIN)/asiarch status $(RUN_FLAG)

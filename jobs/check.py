@@ -18,13 +18,12 @@ from asiarch_hpc.designs.template_repair import repair_tree
 from asiarch_hpc.designs.template_rules import examine_tree, finding
 from asiarch_hpc.designs.tree import tree_from_json
 from asiarch_hpc.errors import DesignError, RecordError
-from asiarch_hpc.gate.measure import measure
 from asiarch_hpc.gate.report import to_text
 from asiarch_hpc.gate.unit_tests import examine_unit_tests
 from asiarch_hpc.importers.genesys_units import is_artefact, template_of
 from asiarch_hpc.records import Finding, GateReport
 from asiarch_hpc.store.layout import RunLayout
-from asiarch_hpc.training.backbone import build_model
+from asiarch_hpc.training.backbone import count_parameters
 from jobs.propose import Reference, examine_beside
 from jobs.workspace import Workspace
 
@@ -71,17 +70,11 @@ def _gate(source: str, tests: str, config: Config, layout: RunLayout) -> GateRep
     space = Workspace(layout, config)
     scale = config.scale
     reference = compose(seed_tree(config.baselines.reference))
-    model = build_model(
-        reference,
-        vocab=space.corpus.vocab,
-        scale=scale,
-        dim=scale.dim,
-        depth=scale.depth,
-        seed=config.search.seed,
+    parameters = count_parameters(
+        reference, dim=scale.dim, depth=scale.depth, heads=scale.heads, ffn_multiple=scale.ffn_multiple
     )
-    measured = measure(model, space.corpus.vocab, scale.length, config=config.gate)
     with tempfile.TemporaryDirectory() as scratch:
-        beside = Reference(reference, model.non_embedding_parameters(), measured)
+        beside = Reference(reference, parameters)
         report = examine_beside(space, source, beside, Path(scratch))
         if not tests or any(item.code.startswith("static.") for item in report.findings):
             return report

@@ -20,7 +20,6 @@ from asiarch_hpc.designs.seeds import seed_tree
 from asiarch_hpc.designs.tree import UnitTree, tree_from_json
 from asiarch_hpc.errors import DesignError
 from asiarch_hpc.gate.check import check, find_device
-from asiarch_hpc.gate.measure import Measurement
 from asiarch_hpc.gate.subject import Precision
 from asiarch_hpc.records import Experiment, GateReport, Generation, Json, from_json, to_json
 from asiarch_hpc.search import population
@@ -130,7 +129,6 @@ class Reference:
 
     source: str
     parameters: int
-    cost: Measurement
 
 
 def examine(space: Workspace, source: str, *, reference: str | None, scratch: Path) -> GateReport:
@@ -138,7 +136,7 @@ def examine(space: Workspace, source: str, *, reference: str | None, scratch: Pa
     if reference is None:
         return examine_beside(space, source, None, scratch)
     report, (_, text) = space.gate_report(reference), space.design(reference)
-    return examine_beside(space, source, Reference(text, report.parameters, _measurement(report)), scratch)
+    return examine_beside(space, source, Reference(text, report.parameters), scratch)
 
 
 def examine_beside(space: Workspace, source: str, reference: Reference | None, scratch: Path) -> GateReport:
@@ -172,7 +170,6 @@ def examine_beside(space: Workspace, source: str, reference: Reference | None, s
         length=scale.length,
         size=size,
         target_parameters=parameters,
-        reference=None if reference is None else reference.cost,
         text=_text(space),
         seed=space.config.search.seed,
         writable=scratch,
@@ -204,14 +201,6 @@ def _text(space: Workspace) -> Tensor:
     if not rows.numel():
         raise DesignError(f"the corpus has {len(tokens)} tokens, fewer than the {needed} of one batch; use more text")
     return rows.view(scale.batch_size, scale.length + 1)
-
-
-def _measurement(report: GateReport) -> Measurement:
-    return Measurement(
-        flops_per_token=report.flops_per_token,
-        launches=report.launches,
-        modelled_seconds_per_token=report.modelled_seconds_per_token,
-    )
 
 
 def _store(

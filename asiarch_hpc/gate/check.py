@@ -24,7 +24,6 @@ from asiarch_hpc.config import GateConfig
 from asiarch_hpc.errors import RecordError
 from asiarch_hpc.gate import dynamic, static
 from asiarch_hpc.gate.confine import gpu_paths
-from asiarch_hpc.gate.measure import Measurement
 from asiarch_hpc.gate.sandbox import Outcome, choose_rung, run_isolated
 from asiarch_hpc.gate.subject import Precision, Subject, finding, reject
 from asiarch_hpc.records import Finding, GateReport, from_json
@@ -73,7 +72,6 @@ def check(
     length: int,
     size: Callable[[], tuple[int, int]],
     target_parameters: int,
-    reference: Measurement | None,
     text: Tensor,
     seed: int,
     writable: Path,
@@ -91,11 +89,11 @@ def check(
             `size`.
         size: the (dim, depth) that matches the baseline's parameters; raises DesignError where none does.
         target_parameters: the baseline's non-embedding parameters.
-        reference: the baseline's counted cost, None for the baseline itself.
         text: [rows, length + 1] int64 token ids of real text, the batch of every learning step.
         seed: of weights, tokens and perturbations.
         writable: an existing folder; a scratch folder is made in it for the design, and removed.
-        build_reference: (vocab) -> the baseline's model, to be clocked beside the design.
+        build_reference: (vocab) -> the baseline's model, whose cost is counted and clocked beside the design's; None
+            for the baseline itself.
         reference_size: the size at which a design that matches at none is examined all the same.
         precision: the one that the scale trains in.
         attention: whether cost may grow with the square of the length.
@@ -112,7 +110,6 @@ def check(
         vocab=vocab,
         length=length,
         target_parameters=target_parameters,
-        reference=reference,
         text=text,
         seed=seed,
         precision=precision,

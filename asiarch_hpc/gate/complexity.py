@@ -48,10 +48,14 @@ def examine_complexity(specimen: Specimen) -> Iterator[Step]:
             "launches": forward.launches,
             "modelled_seconds_per_token": forward.modelled_seconds_per_token,
         }
-        yield from _examine_flops(specimen, forward.flops_per_token)
     reference = _reference(specimen)
     yield "counted cost beside the baseline's"
-    yield from _examine_counted(specimen, counted, reference)
+    if reference is None:
+        yield {"relative_seconds": 0.0, "relative_bytes": 0.0}
+    else:
+        beside = _Counted(reference, subject.vocab)
+        yield from _examine_flops(specimen, counted, beside)
+        yield from _examine_counted(specimen, counted, beside)
     yield "growth of the counted cost"
     yield from _examine_growth(specimen, counted)
     if not counted.failed:
@@ -115,11 +119,13 @@ def _reference(specimen: Specimen) -> Specimen | None:
     return Specimen(subject, specimen.dim, specimen.depth, specimen.device)
 
 
-def _examine_flops(specimen: Specimen, flops: float) -> Iterator[Finding]:
-    reference, limit = specimen.subject.reference, specimen.config.flops_tolerance
-    if reference is None:
+def _examine_flops(specimen: Specimen, counted: _Counted, beside: _Counted) -> Iterator[Finding]:
+    config, length = specimen.config, specimen.subject.length
+    mine, theirs = counted.step(1, length), beside.step(1, length)
+    if mine is None or theirs is None:
         return
-    factor = flops / reference.flops_per_token
+    flops = forward_cost(mine, length, config).flops_per_token
+    factor, limit = flops / forward_cost(theirs, length, config).flops_per_token, config.flops_tolerance
     if not 1 / limit <= factor <= limit:
         yield finding(
             "size.flops",
@@ -190,12 +196,8 @@ def _examine_quadratic(
         )
 
 
-def _examine_counted(specimen: Specimen, counted: _Counted, reference: Specimen | None) -> Iterator[Step]:
+def _examine_counted(specimen: Specimen, counted: _Counted, beside: _Counted) -> Iterator[Step]:
     config, rows, length = specimen.config, len(specimen.subject.text), specimen.subject.length
-    if reference is None:
-        yield {"relative_seconds": 0.0, "relative_bytes": 0.0}
-        return
-    beside = _Counted(reference, reference.subject.vocab)
     pairs = [(n, counted.step(rows, n), beside.step(rows, n)) for n in (length, 2 * length)]
     found = [(n, mine, theirs) for n, mine, theirs in pairs if mine is not None and theirs is not None]
     if len(found) < len(pairs):

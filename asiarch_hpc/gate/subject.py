@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from asiarch_hpc.config import GateConfig
 from asiarch_hpc.errors import DesignError
 from asiarch_hpc.gate.family import is_out_of_memory
-from asiarch_hpc.gate.measure import Measurement
 from asiarch_hpc.records import Finding, Severity
 
 T = TypeVar("T")
@@ -68,7 +67,6 @@ class Subject:
     vocab: int
     length: int
     target_parameters: int
-    reference: Measurement | None
     text: Tensor
     seed: int
     precision: Precision

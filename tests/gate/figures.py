@@ -17,10 +17,9 @@ from asiarch_hpc.designs.compose import compose
 from asiarch_hpc.designs.library import library
 from asiarch_hpc.designs.seeds import SEEDS, seed_tree
 from asiarch_hpc.designs.tree import random_tree
-from asiarch_hpc.gate.measure import measure
 from asiarch_hpc.records import GateReport
 from asiarch_hpc.store.layout import RunLayout
-from asiarch_hpc.training.backbone import build_model
+from asiarch_hpc.training.backbone import count_parameters
 from jobs.propose import Reference, examine_beside
 from jobs.workspace import Workspace
 from tests.gate.planted_defects import DEFECTS
@@ -94,9 +93,10 @@ def _real(writable: Path) -> Iterator[tuple[str, GateReport]]:
     config = load_config("laptop")
     space, scale = Workspace(RunLayout(writable / "run"), config), config.scale
     text = compose(seed_tree(config.baselines.reference))
-    model = build_model(text, vocab=space.corpus.vocab, scale=scale, dim=scale.dim, depth=scale.depth, seed=0)
-    cost = measure(model, space.corpus.vocab, scale.length, config=config.gate)
-    reference = Reference(text, model.non_embedding_parameters(), cost)
+    parameters = count_parameters(
+        text, dim=scale.dim, depth=scale.depth, heads=scale.heads, ffn_multiple=scale.ffn_multiple
+    )
+    reference = Reference(text, parameters)
     rng = random.Random(0)
     height = config.search.operators.max_height
     trees = [seed_tree(name) for name in SEEDS]

@@ -13,7 +13,6 @@ from asiarch_hpc.config import GateConfig, ScaleConfig
 from asiarch_hpc.designs.compose import compose
 from asiarch_hpc.designs.seeds import seed_tree
 from asiarch_hpc.gate.check import check
-from asiarch_hpc.gate.measure import measure
 from asiarch_hpc.gate.report import to_text
 from asiarch_hpc.gate.subject import Precision
 from asiarch_hpc.records import GateReport
@@ -56,7 +55,6 @@ def examine(source: str, writable: Path, *, precision: Precision = "bf16", confi
         length=SCALE.length,
         size=size,
         target_parameters=target,
-        reference=measure(build(reference, SCALE.dim, SCALE.depth, VOCAB), VOCAB, SCALE.length, config=config),
         text=torch.tensor(list(Path(__file__).read_bytes()[: 4 * (SCALE.length + 1)])).view(4, -1),
         seed=0,
         writable=writable,

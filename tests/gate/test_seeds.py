@@ -51,7 +51,6 @@ def examine(source: str, writable: Path) -> GateReport:
         length=SCALE.length,
         size=size,
         target_parameters=target,
-        reference=None,
         text=text,
         seed=0,
         writable=writable,

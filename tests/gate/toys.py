@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from asiarch_hpc.config import GateConfig
 from asiarch_hpc.gate.check import check
-from asiarch_hpc.gate.measure import Measurement, measure
 from asiarch_hpc.gate.subject import Specimen, Subject
 from asiarch_hpc.records import GateReport
 
@@ -109,11 +108,6 @@ def reference_model() -> ToyModel:
     return model
 
 
-@functools.cache
-def reference_cost() -> Measurement:
-    return measure(reference_model(), VOCAB, LENGTH, config=CONFIG)
-
-
 def real_text(rows: int = 4) -> Tensor:
     """[rows, LENGTH + 1] ids of this folder's source text, folded into the vocabulary."""
     text = Path(__file__).read_bytes()
@@ -128,7 +122,6 @@ def run_check(source: str, writable: Path, *, config: GateConfig = CONFIG, **cha
         "length": LENGTH,
         "size": lambda: (DIM, DEPTH),
         "target_parameters": reference_model().non_embedding_parameters(),
-        "reference": reference_cost(),
         "text": real_text(),
         "seed": 0,
         "writable": writable,
@@ -164,7 +157,6 @@ def specimen_of(build: Callable[[int, int, int], nn.Module], **changes: Any) -> 
         "vocab": VOCAB,
         "length": LENGTH,
         "target_parameters": reference_model().non_embedding_parameters(),
-        "reference": None,
         "text": real_text(),
         "seed": 0,
         "precision": "fp32",

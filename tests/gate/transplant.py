@@ -85,7 +85,6 @@ def check_tree(source: str, plant: Plant, writable: Path) -> GateReport:
         "config": _GENTLE,
         "build": build,
         "size": size,
-        "reference": None,
         "target_parameters": _count(source),
     }
     return run_check(source, writable, **(fixed | changes))
