@@ -166,6 +166,7 @@ class GateConfig:
     lengths: list[int] = field(default_factory=lambda: [1, 2, 63, 64, 65, 100, 257])
     batch_sizes: list[int] = field(default_factory=lambda: [1, 2, 5])
     causality_length: int = 130  # every position is probed at this length
+    far_length: int = 515  # least length of the probes beyond it: three chunks of 256 and more
     longest: int = 1026  # bound on the length beyond a design's own chunks
     border_positions: int = 24  # probed at that length
     probe_rows: int = 33  # positions probed in one forward pass
@@ -189,7 +190,7 @@ class GateConfig:
     parameter_noise: float = 0.02  # parameters are moved by this much, plus a tenth of their size, before checks
     # Lengths over which counted time and memory are fitted, halved until counting takes so many operations at most.
     exponent_lengths: list[int] = field(default_factory=lambda: [256, 512, 1024, 2048, 4096])
-    count_launches: int = 10_000
+    count_launches: int = 40_000
     growth_limit: float = 1.35  # steepest growth where attention is not allowed; n log n stays below 1.2
     growth_length: int = 65_536  # at which that is looked for, where counting stays as short
     slow_multiple: float = 3.0  # of the baseline's training step, in counted time

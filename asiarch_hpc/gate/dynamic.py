@@ -5,6 +5,7 @@ Every check goes on where another one failed, so that one report names every ind
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 
@@ -54,6 +55,7 @@ def examine(subject: Subject, device: str) -> Iterator[Json]:
 def _steps(subject: Subject, device: str) -> Iterator[Step]:
     yield "construction"
     find_changes = Integrity().changed  # bound now: the design may replace the method
+    limits = dataclasses.asdict(subject.config)
     specimen = yield from construct(subject, device)
     if specimen is None:
         return
@@ -67,6 +69,7 @@ def _steps(subject: Subject, device: str) -> Iterator[Step]:
             specimen.failures.add("forward.failed", name, describe(error))
     yield from specimen.failures.findings()
     changed = find_changes()
+    changed += [f"gate.{name}" for name, value in dataclasses.asdict(subject.config).items() if value != limits[name]]
     if changed:
         yield reject(
             "sandbox.tampered",

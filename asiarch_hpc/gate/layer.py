@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import random
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from asiarch_hpc.gate.subject import Specimen, finding
+from asiarch_hpc.gate.subject import Specimen, finding, set_random_state
 from asiarch_hpc.records import Finding, Severity
 
 _PROGRAM, _TREE = "DeltaNet", "Block"
@@ -50,8 +49,7 @@ class Layer:
     def run(self, module: nn.Module, hidden: Tensor, **inputs: Any) -> tuple[Tensor, Any]:
         """(output [batch, length, dim] in fp32, what a layer program returns as its cache)."""
         module.eval()
-        torch.manual_seed(0)
-        random.seed(0)
+        set_random_state(0)
         with torch.no_grad(), self.specimen.autocast():
             if self.is_program:
                 answer = module(hidden_states=hidden, **(_PLAIN | inputs))

@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 from asiarch_hpc.gate.subject import Precision, Specimen, Step, attempt, reject, shown
 
+_PROBE_LENGTH = 33
+
 
 def examine_passes(specimen: Specimen) -> Iterator[Step]:
     """Findings on dead parameters; what fails in several cases alike goes to `specimen.failures`."""
     config, generator = specimen.config, specimen.generator()
     model = specimen.fresh()
     yield from _examine_dtype(specimen, model)
+    yield from _examine_registration(specimen)
     gradients = _Gradients()
     lengths = sorted({*config.lengths, specimen.longest})
     other: tuple[Precision, ...] = ("bf16",) if specimen.precision == "fp32" else ()
@@ -103,6 +106,35 @@ class _Gradients:
                 measured=len(dead),
                 limit=0,
             )
+
+
+def _examine_registration(specimen: Specimen) -> Iterator[Step]:
+    """What the outputs are differentiated by must be parameters: all else is neither trained nor counted."""
+    model = specimen.fresh()
+    ids = specimen.ids(2, _PROBE_LENGTH, specimen.generator())
+    answer, _ = attempt(lambda: training_loss(specimen, model, ids, "the look for unregistered weights"))
+    if answer is None or answer.grad_fn is None:
+        return  # the passes report that
+    known = {id(parameter) for parameter in model.parameters()}
+    seen, queue, strange = {answer.grad_fn}, [answer.grad_fn], []
+    while queue:
+        node = queue.pop()
+        leaf = getattr(node, "variable", None)
+        if isinstance(leaf, Tensor) and id(leaf) not in known:
+            strange.append(f"{list(leaf.shape)}")
+        for following, _ in node.next_functions:
+            if following is not None and following not in seen:
+                seen.add(following)
+                queue.append(following)
+    if strange:
+        yield reject(
+            "gradient.unregistered",
+            f"{len(strange)} tensors that the outputs are differentiated by are no parameters of the model, of shapes "
+            f"{shown(sorted(strange))}: they are neither trained nor counted nor saved",
+            "Keep modules in nn.ModuleList or nn.ModuleDict, tensors as nn.Parameter attributes made in __init__.",
+            measured=len(strange),
+            limit=0,
+        )
 
 
 def _examine_dtype(specimen: Specimen, model: nn.Module) -> Iterator[Step]:

@@ -6,7 +6,6 @@ from asiarch_hpc.records import Finding, GateReport, Severity
 
 _ORDER: tuple[Severity, ...] = ("reject", "warn", "property")
 _NAMES: dict[Severity, str] = {"reject": "REJECT", "warn": "warning", "property": "property"}
-_IN_THE_HEAD = "complexity.fit"  # its numbers stand in the lines before the findings
 
 
 def to_text(report: GateReport, *, name: str = "design") -> str:
@@ -17,10 +16,9 @@ def to_text(report: GateReport, *, name: str = "design") -> str:
     lines = [f"gate: {name} {verdict} in {report.seconds:.1f} s {where}(sandbox: {report.sandbox}){_count(report)}"]
     lines += [f"  {line}" for line in (_size(report), _cost(report), _clock(report)) if line]
     for item in _sorted(report):
-        if item.code != _IN_THE_HEAD:
-            lines.append(f"  {_NAMES[item.severity]:8} {item.code:20} {item.message}{_numbers(item)}")
-            if item.hint:
-                lines.append(f"  {'':8} {'':20} -> {item.hint}")
+        lines.append(f"  {_NAMES[item.severity]:8} {item.code:20} {item.message}{_numbers(item)}")
+        if item.hint:
+            lines.append(f"  {'':8} {'':20} -> {item.hint}")
     return "\n".join(lines)
 
 
@@ -56,11 +54,6 @@ def _cost(report: GateReport) -> str:
         text += (
             f"; a training step takes {report.relative_seconds:.2f} times the baseline's time and "
             f"{report.relative_bytes:.2f} times its memory"
-        )
-    if report.time_exponent:
-        text += (
-            f"; time grows as length^{report.time_exponent:.2f}±{report.time_exponent_error:.2f}, memory as "
-            f"length^{report.memory_exponent:.2f}±{report.memory_exponent_error:.2f}"
         )
     return text
 

@@ -32,7 +32,8 @@ Step = Finding | str | dict[str, Any]  # a finding, the name of what comes next,
 
 MODES: tuple[Mode, ...] = ("eval", "train")
 _FAILURE_HINTS = {
-    "forward.failed": "Every batch size and every length from 1 up must work; do not assume multiples of a chunk.",
+    "forward.failed": "Repair what the message names. Every batch size and every length from 1 up must work: where "
+    "only some cases fail, look for multiples of a chunk, a fixed length or a fixed batch.",
     "forward.shape": "Keep batch and length; pad to a chunk's multiple inside and cut the output back.",
     "forward.dtype": "Return the dtype of the input: what is computed in another one is cast back at the end.",
     "forward.nonfinite": "Look for division by a sum or norm that can be 0, exp of large values, log or sqrt of "
@@ -43,6 +44,7 @@ _FAILURE_HINTS = {
     "construct.width": "Derive every size from the width and the heads given to the constructor.",
 }
 _RELATIVE_NOISE = 0.1
+_SPREAD = 0x9E3779B97F4A7C15  # 2^64 over the golden ratio
 _NAMES_SHOWN = 8
 _MESSAGE_CHARS = 400
 
@@ -99,9 +101,11 @@ class Specimen:
 
     @property
     def longest(self) -> int:
-        """A length beyond the second chunk of every size that the design's text names, within bounds."""
+        """A length beyond the second chunk of every size that the design's text names and not below the scale's,
+        within bounds."""
         beyond = max((2 * chunk + 2 for chunk in self.subject.chunks), default=0)
-        return min(max(self.config.causality_length, beyond), self.config.longest)
+        wanted = max(self.config.causality_length, self.config.far_length, self.subject.length, beyond)
+        return min(wanted, self.config.longest)
 
     def build(self, vocab: int | None = None) -> nn.Module:
         """A new model in training mode with fresh weights; always the same ones."""
@@ -131,8 +135,7 @@ class Specimen:
         """[batch, length, vocab] fp32 without gradients to the caller, computed from the same random state each
         time; in training mode with gradients recorded inside, as in training."""
         model.train(mode == "train")
-        torch.manual_seed(seed)
-        random.seed(seed)
+        set_random_state(seed)
         with torch.set_grad_enabled(mode == "train"), self.autocast():
             answer = model(ids.to(self.device))[0]
         return torch.as_tensor(answer).detach().float()
@@ -165,6 +168,13 @@ class Specimen:
         model = self.build()
         move_parameters(model, self.config.parameter_noise, torch.Generator().manual_seed(self.subject.seed))
         return model
+
+
+def set_random_state(seed: int) -> None:
+    """Seeds torch and Python, small numbers far apart: a first draw must not be the same for all of them."""
+    mixed = (seed + 1) * _SPREAD % 2**63
+    torch.manual_seed(mixed)
+    random.seed(mixed)
 
 
 def attempt(function: Callable[[], T]) -> tuple[T | None, str]:

@@ -164,6 +164,17 @@ UNSTEADY = {
 
 WITHOUT_GRADIENT = {
     "unused parameter": Plant("y = x", DEAD, "self.unused = nn.Parameter(torch.ones(4))"),
+    "experts in a plain list": Plant(
+        "y = sum(expert(x) for expert in self.experts)",
+        ("gradient.unregistered",),
+        "self.experts = [nn.Linear(dim, dim) for _ in range(2)]",
+    ),
+    "weight in a plain attribute": Plant(
+        "y = x * self.held", ("gradient.unregistered",), "self.held = torch.ones(dim, requires_grad=True)"
+    ),
+    "layer made in forward": Plant(
+        "y = nn.Linear(D, D)(x)", ("gradient.unregistered", "causality.random", "determinism.eval")
+    ),
     "unused layer": Plant("y = x", DEAD, "self.spare = nn.Linear(dim, 2)"),
     "unused in the second layer": Plant(
         "y = x * self.scale if self.layer == 0 else x", DEAD, "self.scale = nn.Parameter(torch.ones(dim))"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tests.gate.toys import Plant
+import dataclasses
+
+from tests.gate.toys import CONFIG, Plant
 
 LEAK = ("causality.leak",)
 SMALL_LEAK = ("causality.leak", "causality.gradient")  # below the tolerance of the former the latter sees it
@@ -277,4 +279,16 @@ ATTENTION = {
     "token mixing by a fixed matrix": leak("n = torch.arange(L); y = torch.cos(n[:, None] * n / 7.0) @ x.float() / 8"),
 }
 
-LEAKS: dict[str, Plant] = {**STATISTICS, **SELECTION, **SHIFTS, **CONVOLUTIONS, **ATTENTION}
+FAR = {
+    "next piece of 256, a size that no name tells": Plant(
+        "p = x.split(256, 1); y = torch.cat([a + b.mean(1, True) for a, b in zip(p, p[1:] + p[-1:])], 1)",
+        ("causality.leak",),
+        changes={"config": dataclasses.replace(CONFIG, far_length=515)},
+        leaks=True,
+    ),
+    "in three steps of ten of the training": leak(
+        "y = x + x.mean(1, keepdim=True) if self.training and torch.rand(()) < 0.3 else x"
+    ),
+}
+
+LEAKS: dict[str, Plant] = {**STATISTICS, **SELECTION, **SHIFTS, **CONVOLUTIONS, **ATTENTION, **FAR}

@@ -178,6 +178,18 @@ CLAIMED = {
     ),
 }
 
+AMPLIFIED = {
+    "normalised output of an FFT convolution with growing taps": Plant(
+        """
+        n = 2 * L
+        taps = torch.randn(L, D, generator=torch.Generator().manual_seed(0)) * 1.06 ** torch.arange(L)[:, None]
+        mixed = torch.fft.rfft(x, n=n, dim=1) * torch.fft.rfft(taps.to(x), n=n, dim=0)
+        y = F.layer_norm(torch.fft.irfft(mixed, n=n, dim=1)[:, :L], (D,))
+        """
+    ),
+}
+
 SOUND: dict[str, Plant] = {
+    **AMPLIFIED,
     **MIXING, **ROUTING, **TRAINING, **PARAMETERS, **CONTROL, **CLAIMED,
 }  # fmt: skip

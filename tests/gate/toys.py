@@ -14,12 +14,18 @@ from torch import Tensor, nn
 
 from asiarch_hpc.config import GateConfig
 from asiarch_hpc.gate.check import check
+from asiarch_hpc.gate.measure import measure
 from asiarch_hpc.gate.subject import Specimen, Subject
 from asiarch_hpc.records import GateReport
 
 VOCAB, DIM, DEPTH, LENGTH = 48, 16, 2, 64
 CONFIG = GateConfig(
-    timeout_s=60.0, lengths=[1, 33, LENGTH], causality_length=130, exponent_lengths=[64, 128, 256], learn_steps=4
+    timeout_s=60.0,
+    lengths=[1, 33, LENGTH],
+    causality_length=130,
+    far_length=0,
+    exponent_lengths=[64, 128, 256],
+    learn_steps=4,
 )
 
 
@@ -34,7 +40,8 @@ class ToyModel(nn.Module):
         self.head = nn.Linear(dim, vocab, bias=False)
 
     def forward(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        x, z = self.embedding(ids), {}
+        x = self.embedding(ids)
+        z: dict[str, Any] = {}
         for block in self.blocks:
             x, z = block(x, **z)
         return self.head(self.norm(x)), z.get("auxiliary_loss")
@@ -105,6 +112,7 @@ def reference_model() -> ToyModel:
     torch.manual_seed(0)
     model = builder(REFERENCE)(DIM, DEPTH, VOCAB)
     assert isinstance(model, ToyModel)
+    measure(model, VOCAB, LENGTH, config=CONFIG)  # loads what counting needs, once instead of in every child
     return model
 
 
