@@ -172,7 +172,7 @@ class GateConfig:
     probe_rows: int = 33  # positions probed in one forward pass
     probe_vocab: int = 512  # of the models that are only compared with themselves
     confirmations: int = 8  # of what looks like a leak
-    gradient_tolerance: float = 2e-5  # of later tokens' gradient beside the largest; see gate/gradients.py
+    gradient_tolerance: float = 2e-5  # of later tokens' gradient beside the largest; see gate/checks/gradients.py
     prefix_lengths: list[int] = field(default_factory=lambda: [1, 17, 33, 64, 65, 100, 129])
     drift_calls: int = 16  # in eval mode, after which a model must answer as a fresh one does
     drift_tolerance: float = 1e-5  # of the output's scale; passes of one shape round alike

@@ -20,7 +20,7 @@ from asiarch_hpc.designs.seeds import seed_tree
 from asiarch_hpc.designs.tree import UnitTree, tree_from_json
 from asiarch_hpc.errors import DesignError
 from asiarch_hpc.gate.check import check, find_device
-from asiarch_hpc.gate.subject import Precision
+from asiarch_hpc.gate.checks.subject import Precision
 from asiarch_hpc.records import Experiment, GateReport, Generation, Json, from_json, to_json
 from asiarch_hpc.search import population
 from asiarch_hpc.search.policies import Choice, Selection, policy

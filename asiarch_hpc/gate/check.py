@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from asiarch_hpc.config import GateConfig
 from asiarch_hpc.errors import RecordError
 from asiarch_hpc.gate import dynamic, static
-from asiarch_hpc.gate.confine import gpu_paths
+from asiarch_hpc.gate.checks.subject import Precision, Subject, finding, reject
 from asiarch_hpc.gate.sandbox import Outcome, choose_rung, run_isolated
-from asiarch_hpc.gate.subject import Precision, Subject, finding, reject
+from asiarch_hpc.gate.sandbox.confine import gpu_paths
 from asiarch_hpc.records import Finding, GateReport, from_json
 
 _MEASURED: dict[str, type[int] | type[float] | type[str]] = {

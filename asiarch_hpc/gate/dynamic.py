@@ -9,19 +9,19 @@ import dataclasses
 import warnings
 from collections.abc import Callable, Iterator
 
-from asiarch_hpc.gate.causality import examine_causality
-from asiarch_hpc.gate.complexity import examine_complexity
-from asiarch_hpc.gate.construction import construct
-from asiarch_hpc.gate.decoding import examine_decoding
-from asiarch_hpc.gate.determinism import examine_determinism
-from asiarch_hpc.gate.family import is_out_of_memory
-from asiarch_hpc.gate.gradients import examine_gradients
-from asiarch_hpc.gate.integrity import Integrity
-from asiarch_hpc.gate.isolation import examine_isolation
-from asiarch_hpc.gate.learning import examine_learning
-from asiarch_hpc.gate.passes import examine_passes
-from asiarch_hpc.gate.prefix import examine_prefixes
-from asiarch_hpc.gate.subject import Specimen, Step, Subject, describe, reject
+from asiarch_hpc.gate.checks.causality import examine_causality
+from asiarch_hpc.gate.checks.complexity import examine_complexity
+from asiarch_hpc.gate.checks.construction import construct
+from asiarch_hpc.gate.checks.decoding import examine_decoding
+from asiarch_hpc.gate.checks.determinism import examine_determinism
+from asiarch_hpc.gate.checks.gradients import examine_gradients
+from asiarch_hpc.gate.checks.integrity import Integrity
+from asiarch_hpc.gate.checks.isolation import examine_isolation
+from asiarch_hpc.gate.checks.learning import examine_learning
+from asiarch_hpc.gate.checks.passes import examine_passes
+from asiarch_hpc.gate.checks.prefix import examine_prefixes
+from asiarch_hpc.gate.checks.subject import Specimen, Step, Subject, describe, reject
+from asiarch_hpc.gate.sandbox.family import is_out_of_memory
 from asiarch_hpc.records import Finding, Json, to_json
 
 Check = Callable[[Specimen], Iterator[Step]]

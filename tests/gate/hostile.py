@@ -116,10 +116,11 @@ HOSTILE: dict[str, Hostile] = {
         "sandbox.tampered",
     ),
     "replaces a check in memory": _loaded(
-        "setattr(load('asiarch_hpc.gate.causality'), 'examine_causality', lambda *a: iter(()))", "sandbox.tampered"
+        "setattr(load('asiarch_hpc.gate.checks.causality'), 'examine_causality', lambda *a: iter(()))",
+        "sandbox.tampered",
     ),
     "replaces a module of the gate": _loaded(
-        "sys.modules['asiarch_hpc.gate.learning'] = type(sys)('learning')", "sandbox.tampered"
+        "sys.modules['asiarch_hpc.gate.checks.learning'] = type(sys)('learning')", "sandbox.tampered"
     ),
     "listens to every module": _loaded(
         "torch.nn.modules.module.register_module_forward_hook(lambda *a: None)", "sandbox.tampered"

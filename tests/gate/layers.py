@@ -10,7 +10,7 @@ from torch import nn
 
 from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.gate import static
-from asiarch_hpc.gate.subject import Specimen, Step
+from asiarch_hpc.gate.checks.subject import Specimen, Step
 from asiarch_hpc.records import Finding
 from asiarch_hpc.training.backbone import build_model
 from tests.gate.toys import builder, specimen_of

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from asiarch_hpc.gate.causality import examine_causality, probe_positions
+from asiarch_hpc.gate.checks.causality import examine_causality, probe_positions
 from asiarch_hpc.records import Finding
 from tests.gate.toys import CONFIG, specimen_of
 

@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from asiarch_hpc.gate import clock as clock_module
 from asiarch_hpc.gate import report as gate_report
-from asiarch_hpc.gate.clock import Clock
-from asiarch_hpc.gate.complexity import examine_complexity
-from asiarch_hpc.gate.growth import fit, halved
-from asiarch_hpc.gate.passes import backward
-from asiarch_hpc.gate.subject import Specimen
+from asiarch_hpc.gate.checks import clock as clock_module
+from asiarch_hpc.gate.checks.clock import Clock
+from asiarch_hpc.gate.checks.complexity import examine_complexity
+from asiarch_hpc.gate.checks.growth import fit, halved
+from asiarch_hpc.gate.checks.passes import backward
+from asiarch_hpc.gate.checks.subject import Specimen
 from asiarch_hpc.records import Finding, GateReport, from_json, to_json
 from tests.gate.toys import CONFIG, DEPTH, DIM, LENGTH, REFERENCE, VOCAB, builder, design, run_check, specimen_of
 

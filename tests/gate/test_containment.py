@@ -21,9 +21,8 @@ from typing import Any
 import pytest
 import torch
 
-from asiarch_hpc.gate import landlock, seccomp
-from asiarch_hpc.gate.sandbox import Outcome, containment
-from asiarch_hpc.gate.syscalls import syscall
+from asiarch_hpc.gate.sandbox import Outcome, containment, landlock, seccomp
+from asiarch_hpc.gate.sandbox.syscalls import syscall
 from tests.gate.conftest import require, sleepers, succeeds, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from asiarch_hpc.designs.seeds import seed_program
-from asiarch_hpc.gate.decoding import examine_decoding
+from asiarch_hpc.gate.checks.decoding import examine_decoding
 from tests.gate.layers import design_specimen, found, program, program_specimen
 from tests.gate.toys import design
 

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from asiarch_hpc.gate.determinism import examine_determinism
+from asiarch_hpc.gate.checks.determinism import examine_determinism
 from tests.gate.layers import design_specimen, found
 from tests.gate.planted import SOUND
 from tests.gate.toys import design

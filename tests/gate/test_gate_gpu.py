@@ -13,8 +13,8 @@ from asiarch_hpc.config import GateConfig, ScaleConfig
 from asiarch_hpc.designs.compose import compose
 from asiarch_hpc.designs.seeds import seed_tree
 from asiarch_hpc.gate.check import check
+from asiarch_hpc.gate.checks.subject import Precision
 from asiarch_hpc.gate.report import to_text
-from asiarch_hpc.gate.subject import Precision
 from asiarch_hpc.records import GateReport
 from asiarch_hpc.training.backbone import build_model, count_parameters
 from asiarch_hpc.training.tuner import match_size

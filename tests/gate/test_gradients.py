@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from asiarch_hpc.gate.causality import examine_causality
-from asiarch_hpc.gate.gradients import examine_gradients
+from asiarch_hpc.gate.checks.causality import examine_causality
+from asiarch_hpc.gate.checks.gradients import examine_gradients
 from tests.gate.layers import design_specimen, found
 from tests.gate.planted import SOUND
 from tests.gate.toys import design

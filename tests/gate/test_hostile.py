@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from asiarch_hpc.gate.integrity import Integrity
+from asiarch_hpc.gate.checks.integrity import Integrity
 from asiarch_hpc.gate.sandbox import Outcome, containment, probe, run_isolated
 from asiarch_hpc.records import to_json
 from tests.gate.conftest import sleepers

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from asiarch_hpc.gate import causality, subject
-from asiarch_hpc.gate.integrity import Integrity
+from asiarch_hpc.gate.checks import causality, subject
+from asiarch_hpc.gate.checks.integrity import Integrity
 
 Patch = Callable[[pytest.MonkeyPatch], None]
 PATCHES: dict[str, Patch] = {
@@ -27,11 +27,11 @@ PATCHES: dict[str, Patch] = {
     ),
     "builtins.abs": lambda patch: patch.setattr("builtins.abs", lambda x: 0),
     "math.isfinite": lambda patch: patch.setattr("math.isfinite", lambda x: True),
-    "asiarch_hpc.gate.subject.largest": lambda patch: patch.setattr(subject, "largest", lambda x: 0.0),
-    "asiarch_hpc.gate.subject._FAILURE_HINTS": lambda patch: patch.setitem(
+    "asiarch_hpc.gate.checks.subject.largest": lambda patch: patch.setattr(subject, "largest", lambda x: 0.0),
+    "asiarch_hpc.gate.checks.subject._FAILURE_HINTS": lambda patch: patch.setitem(
         subject._FAILURE_HINTS, "forward.failed", "All is well."
     ),
-    "asiarch_hpc.gate.causality": lambda patch: patch.setitem(
+    "asiarch_hpc.gate.checks.causality": lambda patch: patch.setitem(
         sys.modules, causality.__name__, types.ModuleType("causality")
     ),
 }

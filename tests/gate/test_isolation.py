@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from asiarch_hpc.designs.seeds import seed_program
-from asiarch_hpc.gate.isolation import examine_isolation
+from asiarch_hpc.gate.checks.isolation import examine_isolation
 from asiarch_hpc.records import Finding
 from tests.gate.layers import design_specimen, found, program, program_specimen
 from tests.gate.planted import SOUND

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asiarch_hpc.config import GateConfig
-from asiarch_hpc.gate.measure import BackwardError, Meter, measure
+from asiarch_hpc.gate.checks.measure import BackwardError, Meter, measure
 from tests.gate.planted import SOUND
 from tests.gate.toys import CONFIG, DEPTH, DIM, LENGTH, VOCAB, builder, reference_model
 

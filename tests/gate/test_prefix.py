@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asiarch_hpc.gate.prefix import examine_prefixes, prefix_lengths
+from asiarch_hpc.gate.checks.prefix import examine_prefixes, prefix_lengths
 from tests.gate.layers import design_specimen, found
 from tests.gate.planted import LEAKS, SOUND
 from tests.gate.toys import SOUND_MIX, design, specimen_of

@@ -14,8 +14,7 @@ import pytest
 import torch
 
 from asiarch_hpc.errors import SandboxError
-from asiarch_hpc.gate import bubblewrap, landlock, namespaces
-from asiarch_hpc.gate.sandbox import RUNGS, Outcome, choose_rung, probe, run_isolated
+from asiarch_hpc.gate.sandbox import RUNGS, Outcome, bubblewrap, choose_rung, landlock, namespaces, probe, run_isolated
 
 
 def test_result_and_records_come_back_as_json(run: Callable[..., Outcome], rung: str) -> None:

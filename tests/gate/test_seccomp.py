@@ -22,8 +22,7 @@ import torch._inductor.config
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asiarch_hpc.gate import seccomp
-from asiarch_hpc.gate.sandbox import Outcome, probe, run_isolated
+from asiarch_hpc.gate.sandbox import Outcome, probe, run_isolated, seccomp
 
 ARCHES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 OWN = 4321

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from asiarch_hpc.config import GateConfig
 from asiarch_hpc.gate.check import check
-from asiarch_hpc.gate.measure import measure
-from asiarch_hpc.gate.subject import Specimen, Subject
+from asiarch_hpc.gate.checks.measure import measure
+from asiarch_hpc.gate.checks.subject import Specimen, Subject
 from asiarch_hpc.records import GateReport
 
 VOCAB, DIM, DEPTH, LENGTH = 48, 16, 2, 64

@@ -6,7 +6,7 @@ from collections.abc import Generator, Iterator
 
 from torch import nn
 
-from asiarch_hpc.gate.subject import (
+from asiarch_hpc.gate.checks.subject import (
     Precision,
     Specimen,
     Step,

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from asiarch_hpc.gate.growth import Growth, fit, halved
-from asiarch_hpc.gate.passes import backward
-from asiarch_hpc.gate.subject import Precision, Specimen
+from asiarch_hpc.gate.checks.growth import Growth, fit, halved
+from asiarch_hpc.gate.checks.passes import backward
+from asiarch_hpc.gate.checks.subject import Precision, Specimen
 
 _FRACTIONS = (8, 4, 2, 1)  # of the scale's length; twice that length is the longest
 _SHORTEST = 16  # scale length from which these are different

@@ -34,13 +34,13 @@ from pathlib import Path
 from typing import Any, Literal, cast
 
 from asiarch_hpc.errors import SandboxError
-from asiarch_hpc.gate import confine, landlock, seccomp
-from asiarch_hpc.gate.census import Census
-from asiarch_hpc.gate.family import Pipes, guard_myself, supervise
-from asiarch_hpc.gate.plan import Plan
-from asiarch_hpc.gate.probes import prepare, succeeded
-from asiarch_hpc.gate.view import view_of
-from asiarch_hpc.gate.watch import Watch
+from asiarch_hpc.gate.sandbox import confine, landlock, seccomp
+from asiarch_hpc.gate.sandbox.census import Census
+from asiarch_hpc.gate.sandbox.family import Pipes, guard_myself, supervise
+from asiarch_hpc.gate.sandbox.plan import Plan
+from asiarch_hpc.gate.sandbox.probes import prepare, succeeded
+from asiarch_hpc.gate.sandbox.view import view_of
+from asiarch_hpc.gate.sandbox.watch import Watch
 
 Rung = Literal["bubblewrap", "namespaces", "landlock", "limits"]
 RUNGS: tuple[Rung, ...] = ("bubblewrap", "namespaces", "landlock", "limits")

@@ -11,10 +11,10 @@ import os
 import signal
 from typing import NoReturn, Protocol
 
-from asiarch_hpc.gate import confine, namespaces
-from asiarch_hpc.gate.bubblewrap import Bubble
-from asiarch_hpc.gate.seccomp import Filter
-from asiarch_hpc.gate.view import View
+from asiarch_hpc.gate.sandbox import confine, namespaces
+from asiarch_hpc.gate.sandbox.bubblewrap import Bubble
+from asiarch_hpc.gate.sandbox.seccomp import Filter
+from asiarch_hpc.gate.sandbox.view import View
 
 
 class Rung(Protocol):

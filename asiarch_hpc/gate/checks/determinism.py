@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asiarch_hpc.gate.subject import Specimen, Step, change_per_position, largest, reject, shown
+from asiarch_hpc.gate.checks.subject import Specimen, Step, change_per_position, largest, reject, shown
 from asiarch_hpc.records import Finding
 
 _ROWS = 2

@@ -11,10 +11,10 @@ import signal
 import time
 from typing import Any
 
-from asiarch_hpc.gate import confine
-from asiarch_hpc.gate.census import Census
-from asiarch_hpc.gate.family import Pipes
-from asiarch_hpc.gate.plan import Plan
+from asiarch_hpc.gate.sandbox import confine
+from asiarch_hpc.gate.sandbox.census import Census
+from asiarch_hpc.gate.sandbox.family import Pipes
+from asiarch_hpc.gate.sandbox.plan import Plan
 
 _ANSWER_LIMIT = 16 << 20  # bytes; a longer answer is not a design's report
 _OUTPUT_KEPT = 64 << 10  # bytes of printed text that are kept, the last ones

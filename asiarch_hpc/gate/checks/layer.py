@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asiarch_hpc.gate.subject import Specimen, finding, set_random_state
+from asiarch_hpc.gate.checks.subject import Specimen, finding, set_random_state
 from asiarch_hpc.records import Finding, Severity
 
 _PROGRAM, _TREE = "DeltaNet", "Block"

@@ -24,12 +24,12 @@ from types import GeneratorType
 from typing import Any, NoReturn
 
 from asiarch_hpc.errors import SandboxError
-from asiarch_hpc.gate import confine, landlock, seccomp
-from asiarch_hpc.gate.attempts import report_attempts
-from asiarch_hpc.gate.census import Census
-from asiarch_hpc.gate.plan import Plan
-from asiarch_hpc.gate.rungs import Rung, open_rung
-from asiarch_hpc.gate.view import DEVICES, covers
+from asiarch_hpc.gate.sandbox import confine, landlock, seccomp
+from asiarch_hpc.gate.sandbox.attempts import report_attempts
+from asiarch_hpc.gate.sandbox.census import Census
+from asiarch_hpc.gate.sandbox.plan import Plan
+from asiarch_hpc.gate.sandbox.rungs import Rung, open_rung
+from asiarch_hpc.gate.sandbox.view import DEVICES, covers
 
 _CHANNEL = 3  # the child's descriptor for its answer
 _TRACEBACK_CHARS = 4000

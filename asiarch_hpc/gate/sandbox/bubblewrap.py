@@ -16,8 +16,8 @@ import subprocess
 from pathlib import Path
 
 from asiarch_hpc.errors import SandboxError
-from asiarch_hpc.gate import namespaces, seccomp
-from asiarch_hpc.gate.view import DEVICES, View
+from asiarch_hpc.gate.sandbox import namespaces, seccomp
+from asiarch_hpc.gate.sandbox.view import DEVICES, View
 
 _KINDS = {
     "ipc": namespaces.NEWIPC,

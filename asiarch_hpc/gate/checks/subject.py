@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from asiarch_hpc.config import GateConfig
 from asiarch_hpc.errors import DesignError
-from asiarch_hpc.gate.family import is_out_of_memory
+from asiarch_hpc.gate.sandbox.family import is_out_of_memory
 from asiarch_hpc.records import Finding, Severity
 
 T = TypeVar("T")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from asiarch_hpc.gate.view import View
+from asiarch_hpc.gate.sandbox.view import View
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -21,8 +21,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from asiarch_hpc.gate.causality import probe_positions
-from asiarch_hpc.gate.subject import MODES, Mode, Specimen, Step, attempt, largest, reject, set_random_state
+from asiarch_hpc.gate.checks.causality import probe_positions
+from asiarch_hpc.gate.checks.subject import MODES, Mode, Specimen, Step, attempt, largest, reject, set_random_state
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from asiarch_hpc.gate.passes import training_loss
-from asiarch_hpc.gate.subject import Specimen, Step, attempt, finding, reject
+from asiarch_hpc.gate.checks.passes import training_loss
+from asiarch_hpc.gate.checks.subject import Specimen, Step, attempt, finding, reject
 
 
 def examine_learning(specimen: Specimen) -> Iterator[Step]:

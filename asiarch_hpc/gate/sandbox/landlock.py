@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterable
 from pathlib import Path
 
-from asiarch_hpc.gate.syscalls import prctl, syscall
+from asiarch_hpc.gate.sandbox.syscalls import prctl, syscall
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # the same numbers on every architecture
 _RULESET_VERSION, _RULE_PATH_BENEATH = 1, 1

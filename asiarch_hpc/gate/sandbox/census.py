@@ -8,8 +8,8 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
-from asiarch_hpc.gate import confine
-from asiarch_hpc.gate.plan import Plan
+from asiarch_hpc.gate.sandbox import confine
+from asiarch_hpc.gate.sandbox.plan import Plan
 
 _DISK_PERIOD_S = 0.25
 _DISK_SHARE = 20  # the files are counted again after at least this many times what counting took

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asiarch_hpc.gate.subject import (
+from asiarch_hpc.gate.checks.subject import (
     MODES,
     Mode,
     Specimen,

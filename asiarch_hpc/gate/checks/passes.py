@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asiarch_hpc.gate.subject import Precision, Specimen, Step, attempt, reject, shown
+from asiarch_hpc.gate.checks.subject import Precision, Specimen, Step, attempt, reject, shown
 
 _PROBE_LENGTH = 33
 

@@ -16,7 +16,7 @@ import platform
 import struct
 from dataclasses import dataclass
 
-from asiarch_hpc.gate.syscalls import check, libc, prctl
+from asiarch_hpc.gate.sandbox.syscalls import check, libc, prctl
 
 _PR_SET_SECCOMP, _MODE_FILTER, _PR_SET_NO_NEW_PRIVS = 22, 2, 38
 _MACHINES = {"x86_64": (0xC000003E, 0), "aarch64": (0xC00000B7, 1)}  # AUDIT_ARCH of linux/audit.h, column below

@@ -12,9 +12,9 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from asiarch_hpc.gate.seccomp import number
-from asiarch_hpc.gate.syscalls import check, libc, syscall
-from asiarch_hpc.gate.view import DEVICES, View
+from asiarch_hpc.gate.sandbox.seccomp import number
+from asiarch_hpc.gate.sandbox.syscalls import check, libc, syscall
+from asiarch_hpc.gate.sandbox.view import DEVICES, View
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from asiarch_hpc.designs.compatibility import Cache
-from asiarch_hpc.gate.layer import Layer
-from asiarch_hpc.gate.subject import Specimen, Step, attempt, change_per_position, finding, largest
+from asiarch_hpc.gate.checks.layer import Layer
+from asiarch_hpc.gate.checks.subject import Specimen, Step, attempt, change_per_position, finding, largest
 
 _CODE, _CLAIM = "decoding.cached", "cached_decoding"
 _ROWS, _PREFILL = 2, 33

@@ -12,10 +12,10 @@ import functools
 import math
 from collections.abc import Iterator
 
-from asiarch_hpc.gate.clock import Clock
-from asiarch_hpc.gate.growth import Growth, fit, halved
-from asiarch_hpc.gate.measure import BackwardError, Meter, StepCost, forward_cost
-from asiarch_hpc.gate.subject import Precision, Specimen, Step, attempt, describe, finding, reject
+from asiarch_hpc.gate.checks.clock import Clock
+from asiarch_hpc.gate.checks.growth import Growth, fit, halved
+from asiarch_hpc.gate.checks.measure import BackwardError, Meter, StepCost, forward_cost
+from asiarch_hpc.gate.checks.subject import Precision, Specimen, Step, attempt, describe, finding, reject
 from asiarch_hpc.records import Finding
 
 _LINEAR = 1.001  # a local slope up to this is that of a cost in proportion to the length, or below

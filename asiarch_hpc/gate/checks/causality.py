@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from asiarch_hpc.gate.family import is_out_of_memory
-from asiarch_hpc.gate.subject import (
+from asiarch_hpc.gate.checks.subject import (
     MODES,
     Mode,
     Specimen,
@@ -30,6 +29,7 @@ from asiarch_hpc.gate.subject import (
     largest,
     reject,
 )
+from asiarch_hpc.gate.sandbox.family import is_out_of_memory
 from asiarch_hpc.records import Finding
 
 _FIRST_BORDER = 16  # the smallest chunk in use

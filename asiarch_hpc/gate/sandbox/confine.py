@@ -14,7 +14,7 @@ import struct
 from collections.abc import Mapping
 from pathlib import Path
 
-from asiarch_hpc.gate.syscalls import check, libc, prctl
+from asiarch_hpc.gate.sandbox.syscalls import check, libc, prctl
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _CAPABILITY_VERSION_3 = 0x20080522

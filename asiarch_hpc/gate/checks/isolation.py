@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from asiarch_hpc.gate.layer import Layer
-from asiarch_hpc.gate.subject import (
+from asiarch_hpc.gate.checks.layer import Layer
+from asiarch_hpc.gate.checks.subject import (
     MODES,
     Mode,
     Specimen,
