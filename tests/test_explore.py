@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -137,7 +138,8 @@ def test_status_rebuild_and_resuming(results: Path, calm: RunLayout) -> None:
 def test_interrupting_at_the_terminal_ends_the_jobs_and_the_run_resumes(results: Path) -> None:
     layout = RunLayout.of(results, "interrupted")
     words = command(results, "interrupted", "search.designs=1", "search.cold_start=1")
-    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    hear = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # which a shell's background job ignores
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear) as process:
         wait_for(lambda: list(layout.experiments.glob("*/*/trials/*/metrics.jsonl")))
         process.send_signal(signal.SIGINT)
         output, errors = process.communicate()
