@@ -101,6 +101,9 @@ def check(
     Raises:
         SandboxError: the configured rung does not work here, or the caller has initialised CUDA.
     """
+    started = time.monotonic()
+    findings = _examine_text(source, config)
+    parsed = not any(item.code == "static.syntax" for item in findings)
     subject = Subject(
         config=config,
         build=build,
@@ -114,17 +117,15 @@ def check(
         seed=seed,
         precision=precision,
         attention=attention,
-        chunks=static.chunk_sizes(source),
-        claims=static.claims(source),
+        chunks=static.chunk_sizes(source) if parsed else (),
+        claims=static.claims(source) if parsed else frozenset(),
     )
-    return _verdict(source, subject, writable)
+    return _verdict(subject, findings, writable, started)
 
 
-def _verdict(source: str, subject: Subject, writable: Path) -> GateReport:
-    started = time.monotonic()
+def _verdict(subject: Subject, findings: list[Finding], writable: Path, started: float) -> GateReport:
     config = subject.config
     rung = choose_rung(config.sandbox)
-    findings = _examine_text(source, config)
     measured: dict[str, Any] = {}
     complete = False
     # Code that announces files or processes runs only where it is held; one that cannot be built never does.

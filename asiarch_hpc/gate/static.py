@@ -117,9 +117,7 @@ def examine(source: str) -> list[Finding]:
     Codes: static.syntax, static.contract, static.import, static.call, static.escape, static.patch; all reject.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a doubtful escape sequence is not the gate's business
-            tree = ast.parse(source)
+        tree = _parse(source)
     except SyntaxError as error:
         text = f"line {error.lineno}: {error.msg}"
         return [_reject("static.syntax", text, "Give one complete Python file, without Markdown around it.")]
@@ -139,15 +137,9 @@ def examine(source: str) -> list[Finding]:
 
 def chunk_sizes(source: str) -> tuple[int, ...]:
     """Whole numbers between 2 and 1024 that stand under a name like chunk_size in the text, or in a comparison or a
-    remainder: where pieces along the sequence may begin and end. Empty for what is no Python."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return ()
+    remainder: where pieces along the sequence may begin and end. For texts in which `examine` finds no syntax error."""
     numbers: set[int] = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(_parse(source)):
         numbers |= {n for name, value in _named_values(node) if _is_chunk_name(name) for n in _numbers(value)}
         if isinstance(node, ast.Compare):
             numbers |= {n for value in (node.left, *node.comparators) for n in _numbers(value)}
@@ -157,12 +149,10 @@ def chunk_sizes(source: str) -> tuple[int, ...]:
 
 
 def claims(source: str) -> frozenset[str]:
-    """The abilities that the main class claims in `CLAIMS`; empty for what is no Python."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return frozenset()
-    main = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name in ("DeltaNet", "Block")]
+    """The abilities that the main class claims in `CLAIMS`. For texts in which `examine` finds no syntax error."""
+    main = [
+        node for node in _parse(source).body if isinstance(node, ast.ClassDef) and node.name in ("DeltaNet", "Block")
+    ]
     values = [value for node in main for child in node.body for name, value in _named_values(child) if name == "CLAIMS"]
     words = [
         item.value
@@ -172,6 +162,12 @@ def claims(source: str) -> frozenset[str]:
         if isinstance(item, ast.Constant)
     ]
     return frozenset(word for word in words if isinstance(word, str))
+
+
+def _parse(source: str) -> ast.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a doubtful escape sequence is not the gate's business
+        return ast.parse(source)
 
 
 def _named_values(node: ast.AST) -> Iterator[tuple[str, ast.expr]]:

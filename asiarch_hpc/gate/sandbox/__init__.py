@@ -47,6 +47,7 @@ RUNGS: tuple[Rung, ...] = ("bubblewrap", "namespaces", "landlock", "limits")
 Threat = Literal[
     "time", "memory", "processes", "files", "modes", "reading", "signals", "tcp", "network", "unix sockets"
 ]
+_FILES = 20_000  # entries that the writable paths may grow by, unless a call says otherwise
 _OWN: tuple[str, ...] = ("bubblewrap", "namespaces")  # with surroundings of their own
 
 
@@ -92,7 +93,7 @@ def run_isolated(
     processes: int = 64,
     file_gb: float = 16.0,
     disk_gb: float | None = None,
-    files: int = 20_000,
+    files: int = _FILES,
 ) -> Outcome:
     """Calls `function` in a confined child process and waits for it; leaves no process behind.
 
@@ -163,11 +164,8 @@ def confine_process(
         readable=readable,
         threads=threads,
         gpu=gpu,
-        network=False,
         processes=processes,
         file_gb=file_gb,
-        disk_gb=None,
-        files=20_000,
     )
     try:
         guard_myself(plan, os.getppid())
@@ -181,14 +179,14 @@ def _plan(
     timeout_s: float | None,
     memory_gb: float,
     writable: Sequence[Path],
-    readable: Sequence[Path],
-    threads: int,
-    gpu: bool,
-    network: bool,
     processes: int,
     file_gb: float,
-    disk_gb: float | None,
-    files: int,
+    readable: Sequence[Path] = (),
+    threads: int = 1,
+    gpu: bool = False,
+    network: bool = False,
+    disk_gb: float | None = None,
+    files: int = _FILES,
 ) -> Plan:
     if not writable or not Path(writable[0]).is_dir():
         first = f"{writable[0]}: no such folder" if writable else "none was given"
@@ -261,13 +259,8 @@ def probe(rung: str) -> str:
             timeout_s=20.0,
             memory_gb=1.0,
             writable=[folder / "inside"],
-            readable=[],
-            threads=1,
-            gpu=False,
-            network=False,
             processes=8,
             file_gb=1.0,
-            disk_gb=None,
             files=100,
         )
         outcome = _run(lambda: succeeded(attempts, claims), plan)
