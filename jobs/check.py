@@ -24,7 +24,7 @@ from asiarch_hpc.importers.genesys_units import is_artefact, template_of
 from asiarch_hpc.records import Finding, GateReport
 from asiarch_hpc.store.layout import RunLayout
 from asiarch_hpc.training.backbone import count_parameters
-from jobs.propose import Reference, examine_beside
+from jobs.examine import Reference, examine_beside
 from jobs.workspace import Workspace
 
 FORMS = (

@@ -20,12 +20,14 @@ from pathlib import Path
 from types import FrameType
 
 from asiarch_hpc.errors import (
+    AgentError,
     AsiarchError,
     ConfigError,
     CorpusError,
     DesignError,
     EvaluationError,
     SandboxError,
+    StoppedError,
     StoreError,
     TrainingError,
 )
@@ -35,12 +37,8 @@ from asiarch_hpc.store.layout import RunLayout
 
 # The user must act before any job of the run can succeed.
 FATAL = (ConfigError, CorpusError, SandboxError, StoreError)
-# The design is at fault; the same job would fail again.
-DESIGN_FAULT = (DesignError, TrainingError, EvaluationError)
-
-
-class InterruptedJobError(AsiarchError):
-    """The job stopped at a checkpoint because it was told to."""
+# The design or its author is at fault; the same job would fail again.
+DESIGN_FAULT = (DesignError, TrainingError, EvaluationError, AgentError)
 
 
 class SupersededError(AsiarchError):
@@ -119,7 +117,7 @@ class Entry:
         except SupersededError as error:
             print(f"stopped: {error}", flush=True)
             return
-        except InterruptedJobError as error:
+        except StoppedError as error:
             if _requeue(attempt):
                 return
             message = {"status": "interrupted", "message": str(error)}
@@ -152,6 +150,7 @@ def _failure(status: str, error: Exception) -> Json:
         "stage": getattr(error, "stage", "job"),
         "cause": getattr(error, "cause", type(error).__name__),
         "message": str(error)[:4000],
+        "tokens": getattr(error, "tokens", 0),
         "traceback": "" if isinstance(error, AsiarchError) else traceback.format_exc()[-4000:],
     }
 

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,20 +25,20 @@ import torch
 from torch import Tensor
 
 from asiarch_hpc.config import ScaleConfig
-from asiarch_hpc.errors import EvaluationError, StoreError, TrainingError
+from asiarch_hpc.errors import EvaluationError, StoppedError, StoreError, TrainingError
 from asiarch_hpc.evaluation.evaluate import evaluate
 from asiarch_hpc.evaluation.process import Logits, serve_logits
 from asiarch_hpc.gate.sandbox import choose_rung, confine_process, run_isolated
 from asiarch_hpc.records import Evaluation, GateReport, Json, TrialRecord, to_json
-from asiarch_hpc.store.curves import write_curves
+from asiarch_hpc.store.curves import read_curves, write_curves
 from asiarch_hpc.store.files import json_bytes, write_json
 from asiarch_hpc.store.layout import TrialLayout
 from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import build_model
 from asiarch_hpc.training.engine import choose_device
 from asiarch_hpc.training.loop import TrainOutcome, train
-from asiarch_hpc.training.monitor import TrainingStoppedError
-from jobs.entry import Attempt, InterruptedJobError, SupersededError
+from asiarch_hpc.training.monitor import Peers, TrainingStoppedError
+from jobs.entry import Attempt, SupersededError
 from jobs.workspace import Workspace
 
 CURVES = ("step", "loss", "learning_rate", "gradient_norm", "step_seconds", "tokens")
@@ -59,7 +60,7 @@ def run(attempt: Attempt, arguments: Json) -> Json:
 
     Raises:
         FailedTrialError: the design failed; `failure.json` says how.
-        InterruptedJobError: told to stop; the checkpoint is written.
+        StoppedError: told to stop; the checkpoint is written.
     """
     space = Workspace.of(attempt.layout)
     identifier, name, seed = arguments["experiment"], arguments["trial"], arguments["seed"]
@@ -69,7 +70,8 @@ def run(attempt: Attempt, arguments: Json) -> Json:
     gate = space.gate_report(identifier)
     print(f"attempt {attempt.token} at {identifier} {name}: dim {gate.dim}, depth {gate.depth}")
     try:
-        outcome = _train(attempt, space, trial, source, gate, seed)
+        peers = _peers(space, arguments.get("reference"))
+        outcome = _train(attempt, space, trial, source, gate, seed, peers)
         evaluation = _evaluate(attempt, space, trial, source, gate, seed, outcome)
     except FailedTrialError as error:
         attempt.check_current()
@@ -115,7 +117,13 @@ def _record(
 
 
 def _train(
-    attempt: Attempt, space: Workspace, trial: TrialLayout, source: str, gate: GateReport, seed: int
+    attempt: Attempt,
+    space: Workspace,
+    trial: TrialLayout,
+    source: str,
+    gate: GateReport,
+    seed: int,
+    peers: Peers | None,
 ) -> dict[str, Any]:
     """Runs the training in a confined child; the outcome crosses as JSON."""
     corpus, config = space.corpus, space.config
@@ -143,6 +151,7 @@ def _train(
                     on_metrics=on_metrics,
                     should_stop=_stop_asker(attempt),
                     clock=time.monotonic,
+                    peers=peers,
                 )
             except TrainingStoppedError as error:
                 return {"failed": {"cause": error.cause, "message": str(error)}}
@@ -175,13 +184,30 @@ def _train(
         raise FailedTrialError("training", failed["cause"], failed["message"])
     if result["status"] == "interrupted":
         attempt.check_current()
-        raise InterruptedJobError(f"{trial.root.name}: stopped at step {result['steps']}, with a checkpoint")
+        raise StoppedError(f"{trial.root.name}: stopped at step {result['steps']}, with a checkpoint")
     for path, limit in ((_weights(trial), None), (trial.metrics, METRICS_BYTES)):
         if path.is_symlink() or not path.is_file() or (limit is not None and path.stat().st_size > limit):
             raise FailedTrialError("training", "output", f"{path.name}: not the file that a training leaves")
     if answer.rung == "limits":
         print("the design's code was held by limits alone: it could read and change whatever this user can")
     return {**result, "sandbox": answer.rung}
+
+
+def _peers(space: Workspace, reference: str | None) -> Peers | None:
+    """How the reference baseline trained at this scale, over its seeds; None for a baseline."""
+    if reference is None:
+        return None
+    folder, columns = space.layout.experiment(reference), []
+    for seed in space.config.baselines.seeds:
+        trial = folder.trial(f"{space.config.scale.name}-s{seed}")
+        if trial.curves.exists():
+            columns.append(read_curves(trial.curves))
+    if not columns:
+        return None
+    steps = min(len(column["loss"]) for column in columns)
+    losses = [sum(float(column["loss"][step]) for column in columns) / len(columns) for step in range(steps)]
+    seconds = [float(value) for column in columns for value in column["step_seconds"]]
+    return Peers(losses, statistics.median(seconds))
 
 
 def _weights(trial: TrialLayout) -> Path:

@@ -38,9 +38,11 @@ def wait_for(condition: Any, seconds: float = 300.0) -> Any:
     return value
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork processes which use CUDA come first, those that use it in this process last: once that has
-    looked for a GPU, no forked process can use one, and no sandbox starts."""
+    looked for a GPU, no forked process can use one, and no sandbox starts. Of parallel workers each takes whole files,
+    and one of them all that share the clusters."""
 
     def turn(item: pytest.Item) -> int:
         if not item.get_closest_marker("gpu"):
@@ -48,6 +50,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 0 if item.get_closest_marker("sandboxed") else 2
 
     items.sort(key=turn)
+    for item in items:
+        slurm = item.path.parent.name == "slurm"
+        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else str(item.path)))
     if not Path("/dev/nvidiactl").exists():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from asiarch_hpc.errors import CorpusError, DesignError
+from asiarch_hpc.errors import CorpusError, DesignError, StoppedError
 from asiarch_hpc.records import Json
 from asiarch_hpc.store.layout import RunLayout
-from jobs.entry import Attempt, Entry, InterruptedJobError
+from jobs.entry import Attempt, Entry
 
 
 def succeed(attempt: Attempt, arguments: Json) -> Json:
@@ -32,7 +32,7 @@ def fail_somehow(attempt: Attempt, arguments: Json) -> Json:
 
 
 def be_interrupted(attempt: Attempt, arguments: Json) -> Json:
-    raise InterruptedJobError("at step 7")
+    raise StoppedError("at step 7")
 
 
 def be_replaced(attempt: Attempt, arguments: Json) -> Json:

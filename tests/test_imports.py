@@ -26,7 +26,7 @@ LAYERS = {
     "asiarch_hpc.search": 2,
     "asiarch_hpc.gate": 2,
     "asiarch_hpc.agents": 2,
-    "asiarch_hpc.knowledge": 2,
+    "asiarch_hpc.knowledge": 1,
     "asiarch_hpc.training": 2,
     "asiarch_hpc.evaluation": 2,
     "asiarch_hpc.importers": 2,
@@ -60,7 +60,7 @@ TORCH_FREE = (
     "asiarch_hpc.designs.template_children", "asiarch_hpc.designs.template_repair",
     "asiarch_hpc.designs.template_compose", "asiarch_hpc.designs.template_text",
     "asiarch_hpc.importers.genesys", "asiarch_hpc.importers.genesys_units", "asiarch_hpc.importers.untrained",
-    "asiarch_hpc.importers.substitution", "jobs.entry", "jobs.import_run",
+    "asiarch_hpc.importers.substitution", "jobs.entry", "jobs.import_run", "jobs.serve",
 )  # fmt: skip
 
 

@@ -191,7 +191,7 @@ def _proposal(
     *,
     tries: int,
 ) -> Proposal:
-    tree = UnitTree(_name(drawn.root, identity, units), drawn.root)
+    tree = UnitTree(tree_name(drawn.root, identity, units), drawn.root)
     return Proposal(
         tree=tree,
         source=compose(tree),
@@ -219,7 +219,7 @@ def _motivation(tree: UnitTree, drawn: _Draft, operator: Operator, names: Sequen
     return f"# {tree.name}\n\n{opening}\n\n{changes}\n\n{rest}The design has {size(tree.root)} units.\n\n{AUTHOR}\n"
 
 
-def _name(root: UnitNode, identity: str, units: Mapping[str, UnitSpec]) -> str:
+def tree_name(root: UnitNode, identity: str, units: Mapping[str, UnitSpec]) -> str:
     """The first mixers in short, `hybrid` where there are several, and the first digits of the id."""
     mixers = dict.fromkeys(_short(node.unit) for _, node in walk(root) if units[node.unit].kind == "mixer")
     words = list(mixers)[:2] + ["hybrid"] * (len(mixers) > 1)

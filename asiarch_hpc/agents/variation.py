@@ -49,7 +49,9 @@ class Change:
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
+    """A node of a tree, and the kinds that may stand where it does."""
+
     path: Path
     node: UnitNode
     kinds: tuple[str, ...]
@@ -77,11 +79,16 @@ def describe(node: UnitNode) -> str:
     return f"{node.unit}({', '.join(inner)})" if inner else node.unit
 
 
+def places_of(root: UnitNode, units: Units) -> list[Place]:
+    """Every node of a tree as a place that can be changed."""
+    return [Place(path, node, accepted_kinds(root, path, units)) for path, node in walk(root)]
+
+
 def mutate(rng: random.Random, root: UnitNode, units: Units, max_height: int) -> Change | None:
     """Replaces, inserts, removes or re-parameterises one unit; each with the same probability where possible."""
     moves = [_replace, _insert, _remove, _set]
     rng.shuffle(moves)
-    places = [_Place(path, node, accepted_kinds(root, path, units)) for path, node in walk(root)]
+    places = places_of(root, units)
     return next((change for move in moves if (change := move(rng, places, units, max_height))), None)
 
 
@@ -94,11 +101,11 @@ def graft(
     """
     order = list(range(len(references)))
     rng.shuffle(order)
-    places = [_Place(path, node, accepted_kinds(root, path, units)) for path, node in walk(root) if path]
+    places = [Place(path, node, accepted_kinds(root, path, units)) for path, node in walk(root) if path]
     for position in order:
         reference = references[position]
         pairs = [
-            (place, _Place(path, node, ()))
+            (place, Place(path, node, ()))
             for path, node in walk(reference.root)
             for place in places
             if units[node.unit].kind in place.kinds and node != place.node
@@ -119,12 +126,17 @@ def scratch(rng: random.Random, units: Units, max_height: int) -> Change:
     return Change("scratch", (), None, node, f"The whole tree was drawn at random: {describe(node)}.")
 
 
-def _replace(rng: random.Random, places: Sequence[_Place], units: Units, max_height: int) -> Change | None:
+def _replace(rng: random.Random, places: Sequence[Place], units: Units, max_height: int) -> Change | None:
     options = [place for place in places if len(of_kinds(units, place.kinds)) > 1]
     if not options:
         return None
     place = _evenly(rng, options, lambda option: units[option.node.unit].kind)
     spec = rng.choice([spec for spec in of_kinds(units, place.kinds) if spec.name != place.node.unit])
+    return replaced(rng, place, spec, units, max_height)
+
+
+def replaced(rng: random.Random, place: Place, spec: UnitSpec, units: Units, max_height: int) -> Change | None:
+    """Another unit in a place: children that fit are kept, the other slots are drawn; None where they find no room."""
     kept = _reuse(spec, place.node.children, units)
     after = _around(rng, spec, kept, place, units, max_height)
     if after is None:
@@ -134,7 +146,7 @@ def _replace(rng: random.Random, places: Sequence[_Place], units: Units, max_hei
     return Change("replace", place.path, place.node, after, text)
 
 
-def _insert(rng: random.Random, places: Sequence[_Place], units: Units, max_height: int) -> Change | None:
+def _insert(rng: random.Random, places: Sequence[Place], units: Units, max_height: int) -> Change | None:
     options = [
         (place, spec, slot)
         for place in places
@@ -145,6 +157,13 @@ def _insert(rng: random.Random, places: Sequence[_Place], units: Units, max_heig
     if not options:
         return None
     place, spec, slot = _evenly(rng, options, lambda option: units[option[0].node.unit].kind)
+    return inserted(rng, place, spec, slot, units, max_height)
+
+
+def inserted(
+    rng: random.Random, place: Place, spec: UnitSpec, slot: str, units: Units, max_height: int
+) -> Change | None:
+    """A unit above a place, whose node becomes its `slot`; None where its other slots find no room."""
     after = _around(rng, spec, {slot: place.node}, place, units, max_height)
     if after is None:
         return None
@@ -156,7 +175,7 @@ def _insert(rng: random.Random, places: Sequence[_Place], units: Units, max_heig
     return Change("insert", place.path, place.node, after, text)
 
 
-def _remove(rng: random.Random, places: Sequence[_Place], units: Units, max_height: int) -> Change | None:
+def _remove(rng: random.Random, places: Sequence[Place], units: Units, max_height: int) -> Change | None:
     options = [
         (place, slot, child)
         for place in places
@@ -172,7 +191,11 @@ def _remove(rng: random.Random, places: Sequence[_Place], units: Units, max_heig
     ]
     if not options:
         return None
-    place, slot, after = _evenly(rng, options, lambda option: units[option[0].node.unit].kind)
+    return removed(*_evenly(rng, options, lambda option: units[option[0].node.unit].kind))
+
+
+def removed(place: Place, slot: str, after: UnitNode) -> Change:
+    """A place without its unit: the child of `slot` stands there, or (slot "") a unit that passes its input on."""
     where, before = dotted(place.path), describe(place.node)
     text = (
         f"At {where}, {place.node.unit} was removed and its {slot} stands in its place: {before} turned into "
@@ -183,7 +206,7 @@ def _remove(rng: random.Random, places: Sequence[_Place], units: Units, max_heig
     return Change("remove", place.path, place.node, after, text)
 
 
-def _set(rng: random.Random, places: Sequence[_Place], units: Units, max_height: int) -> Change | None:
+def _set(rng: random.Random, places: Sequence[Place], units: Units, max_height: int) -> Change | None:
     options = [(place, name) for place in places for name in place.node.args]
     while options:
         place, name = option = _evenly(rng, options, lambda option: units[option[0].node.unit].kind)
@@ -192,10 +215,16 @@ def _set(rng: random.Random, places: Sequence[_Place], units: Units, max_height:
         other = [choice for choice in spec.choices if choice != old]
         new: Scalar = rng.choice(other) if other else old if spec.choices else random_value(rng, spec)
         if new != old:
-            after = UnitNode(place.node.unit, {**place.node.args, name: new}, place.node.children)
-            text = f"At {dotted(place.path)}, {name} of {place.node.unit} was changed from {old!r} to {new!r}."
-            return Change("set", place.path, place.node, after, text)
+            return set_to(place, name, new)
     return None
+
+
+def set_to(place: Place, name: str, new: Scalar) -> Change:
+    """A unit with another value of one argument."""
+    after = UnitNode(place.node.unit, {**place.node.args, name: new}, place.node.children)
+    old = place.node.args[name]
+    text = f"At {dotted(place.path)}, {name} of {place.node.unit} was changed from {old!r} to {new!r}."
+    return Change("set", place.path, place.node, after, text)
 
 
 def _reuse(spec: UnitSpec, children: Mapping[str, UnitNode], units: Units) -> dict[str, UnitNode]:
@@ -215,7 +244,7 @@ def _reuse(spec: UnitSpec, children: Mapping[str, UnitNode], units: Units) -> di
 
 
 def _around(
-    rng: random.Random, spec: UnitSpec, kept: Mapping[str, UnitNode], place: _Place, units: Units, max_height: int
+    rng: random.Random, spec: UnitSpec, kept: Mapping[str, UnitNode], place: Place, units: Units, max_height: int
 ) -> UnitNode | None:
     """The unit with its kept children and random ones in the other slots; None where they find no room."""
     levels = max_height - len(place.path) - 1

@@ -14,7 +14,7 @@ from typing import Any
 
 from asiarch_hpc.controller.state import Busy, Event, RunState
 from asiarch_hpc.errors import RecordError
-from asiarch_hpc.records import Evaluation, GateReport, from_json
+from asiarch_hpc.records import Assessment, Evaluation, GateReport, from_json
 from asiarch_hpc.store.files import move_aside, read_json, store_error
 from asiarch_hpc.store.layout import RunLayout
 
@@ -113,7 +113,9 @@ def _intake(layout: RunLayout, state: RunState, path: Path, message: dict[str, A
         return Intake(path, _result(busy, message), key=key, job=job)
     text = f"{message['message']}" + (f"\n{message['traceback']}" if message.get("traceback") else "")
     if status == "failed":
-        return Intake(path, failed(busy, message["cause"], text, stage=message["stage"]), key=key, job=job)
+        event = failed(busy, message["cause"], text, stage=message["stage"])
+        spent = {"seconds": message["seconds"], "tokens": message.get("tokens", 0)}
+        return Intake(path, {**event, **spent}, key=key, job=job)
     detail = f"{message['cause']}: {message['message']}"
     if status == "fatal":
         lost = {"event": "lost", "key": key, "interrupted": True, "detail": detail}
@@ -129,6 +131,13 @@ def failed(busy: Busy, cause: str, message: str, *, stage: str, event: str = "fa
 
 def _result(busy: Busy, message: dict[str, Any]) -> Event:
     payload = message["payload"]
+    spent = {"seconds": message["seconds"], "tokens": payload.get("tokens", 0)}
+    if busy.kind == "serve":
+        return {"event": "served", "key": busy.key, "reason": str(payload["reason"]), "seconds": message["seconds"]}
+    if busy.kind == "assess":
+        from_json(Assessment, payload["assessment"], source="message")
+        place = {"key": busy.key, "experiment": busy.work["experiment"]}
+        return {"event": "assessed", "assessment": payload["assessment"], **place, **spent}
     if busy.kind == "train":
         from_json(Evaluation, payload["evaluation"], source="message")
         return {
@@ -142,7 +151,8 @@ def _result(busy: Busy, message: dict[str, Any]) -> Event:
         }
     slots = {"slot": busy.work["slot"], "attempt": busy.work["attempt"]}
     if payload["duplicate"]:
-        return {"event": "proposed", "key": busy.key, "duplicate": True, **slots}
+        return {"event": "proposed", "key": busy.key, "duplicate": True, **slots, **spent}
     from_json(GateReport, payload["gate"], source="message")
-    fields = {name: payload[name] for name in ("id", "name", "role", "form", "gate")}
-    return {"event": "proposed", "key": busy.key, "duplicate": False, **fields, **slots}
+    names = ("id", "name", "role", "form", "operator", "proposer", "parents", "gate")
+    fields = {name: payload[name] for name in names}
+    return {"event": "proposed", "key": busy.key, "duplicate": False, **fields, **slots, **spent}

@@ -144,6 +144,11 @@ def _notes(
     sources = sorted({row.score.judgement.source for row in rows})
     if sources == ["rule"]:
         notes.append("The judge's third of the fitness comes from a rule on speed and size, not from a language model.")
+    if "llm" in sources:
+        notes.append(
+            "The judge's third of the fitness is the median of several gradings by a language model, whose anchors are "
+            "the baselines; assessment.json has the spread."
+        )
     return notes
 
 

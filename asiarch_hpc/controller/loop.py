@@ -9,16 +9,18 @@ from __future__ import annotations
 import contextlib
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from asiarch_hpc.config import Config
-from asiarch_hpc.controller import intake, scoring, works
+from asiarch_hpc.config import Config, ResourceConfig, uses_agents
+from asiarch_hpc.controller import intake, scoring, services, works
 from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, Scheduler
 from asiarch_hpc.controller.state import Busy, Event, RunState, WorkSpec
 from asiarch_hpc.errors import AsiarchError, EvaluationError, RecordError, SchedulerError, StoreError, TrainingError
-from asiarch_hpc.records import Generation, from_json, to_json
+from asiarch_hpc.records import Assessment, Generation, from_json, to_json
 from asiarch_hpc.search import population
 from asiarch_hpc.search.population import Population
 from asiarch_hpc.store.files import move_aside, read_json, write_bytes, write_json
@@ -78,6 +80,7 @@ class Controller:
         self._reconcile(known)
         self._score()
         self._build_generation()
+        self._hand_over()
         self._submit()
 
     def done(self) -> str | None:
@@ -94,8 +97,16 @@ class Controller:
                 )
             if identifier and not state.experiments[identifier].gate.passed:
                 raise TrainingError(f"baseline {name} was rejected by the gate: {self._gate_file(identifier)}")
-        if population.plan(Population(state.slots, state.generations), search).done:
+        if server := services.broken_server(state):
+            raise TrainingError(
+                f"{server}: this language-model server cannot be kept running: {state.recent[-1]}; look into the logs "
+                f"under {self.layout.jobs}, put agents.servers right and start the same command again"
+            )
+        idle = all(busy.kind == "serve" for busy in state.busy.values())
+        if idle and population.plan(Population(state.slots, state.generations), search).done:
             return "complete"
+        if idle and (budget := works.spent(state, self.config)):
+            return budget
         hours = self.config.limits.hours
         if hours > 0 and not self._clock() - state.started < hours * 3600:
             return f"limits.hours={hours:g} reached"
@@ -130,10 +141,12 @@ class Controller:
             self.cancel_jobs()
 
     def finish(self, reason: str) -> None:
-        """Notes the end of the run, and removes what the last jobs left once they are gone."""
+        """Notes the end of the run, ends its servers, and removes what the last jobs left once they are gone."""
         self.record({"event": "finished", "reason": reason})
+        self._end_servers([services.service_name(busy) for busy in services.all_servers(self.state)])
         if self._local:
-            deadline = time.monotonic() + FAREWELL_SECONDS
+            patience = max((server.drain_s for server in self.config.agents.servers), default=0.0)
+            deadline = time.monotonic() + FAREWELL_SECONDS + patience * bool(services.all_servers(self.state))
             while (known := self._scheduler.query()) and time.monotonic() < deadline:
                 time.sleep(0.05)
             self._clean_job_folders(known)
@@ -171,7 +184,7 @@ class Controller:
         for item in intake.read_inbox(self.layout, self.state):
             if item.event is not None:
                 self._keep_files(item)
-                self.record(item.event)
+                self.record({**item.event, **self._gpu_seconds(item.event)})
             if item.died:
                 self._lose(self.state.busy[self.state.jobs[item.job]], item.died)
             intake.settle(self.layout, item)
@@ -212,7 +225,8 @@ class Controller:
             self.record(lost)
             return
         text = f"{self.config.limits.submissions} jobs ended without a result, the last: {detail}"
-        event = intake.failed(busy, "job lost", text, stage="job", event="gave_up")
+        kind = "unassessed" if busy.kind == "assess" else "gave_up"
+        event = intake.failed(busy, "job lost", text, stage="job", event=kind)
         self._write_failure(busy, event)
         self.record(event)
 
@@ -233,7 +247,8 @@ class Controller:
                 self.record({"event": "failed", "key": f"score-{experiment.id}", **failure, **place})
                 continue
             folder = self.layout.experiment(score.experiment)
-            write_json(folder.assessment, {"judge": to_json(score.judgement), "analysis": None, "cognitions": []})
+            if not uses_agents(self.config):  # else the file is the assess job's
+                write_json(folder.assessment, to_json(Assessment(experiment=score.experiment, judge=score.judgement)))
             write_json(folder.score, to_json(score))
             self.record({"event": "scored", "score": to_json(score)})
 
@@ -257,16 +272,42 @@ class Controller:
             self.record({"event": "moved_aside", "message": message})
         write_json(path, data)
 
+    def _hand_over(self) -> None:
+        """Ends servers whose successor is ready."""
+        if services.all_servers(self.state):
+            self._end_servers(services.servers_to_end(self.state, self.config, services.read_services(self.layout)))
+
+    def _end_servers(self, names: list[str]) -> None:
+        for name in names:
+            if not self.layout.drain(name).exists():
+                write_bytes(self.layout.drain(name), b"")
+
+    def _wanted(self) -> list[WorkSpec]:
+        """What to submit now, within the limits of the scheduler and of each kind; servers stand outside the former."""
+        busy = Counter(busy.kind for busy in self.state.busy.values())
+        jobs = sum(busy.values()) - busy["serve"]
+        room, capacity = self._scheduler.room(jobs), self._scheduler.room(0)
+        specs = works.wanted(self.state, self.config, capacity)
+        found: list[WorkSpec] = []
+        for spec in specs:
+            limit = getattr(self.config.executor, spec.kind).max_jobs
+            if len(found) < room and (not limit or busy[spec.kind] < limit):
+                busy[spec.kind] += 1
+                found.append(spec)
+        now, known = self._clock(), services.read_services(self.layout)
+        return [*services.wanted_servers(self.state, self.config, known, now), *found]
+
     def _submit(self) -> None:
         now = self._clock()
-        room = self._scheduler.room(len(self.state.busy))
-        if room <= 0 or now < self._retry_at:
+        if now < self._retry_at:
             return
-        specs = works.wanted(self.state, self.config)[:room]
+        specs = self._wanted()
         if not specs:
             return
         self._check_disk()
-        for kind, group in groupby(sorted(specs, key=lambda spec: spec.kind != "train"), key=lambda spec: spec.kind):
+        for kind, group in groupby(
+            sorted(specs, key=lambda spec: (spec.kind != "train", spec.kind)), key=lambda spec: spec.kind
+        ):
             chosen = list(group)
             tag = f"{self._tag_prefix}-{self._lease.epoch}-{kind}-{self.state.tags}"
             requests = [self._request(f"{tag}_{index}", spec) for index, spec in enumerate(chosen)]
@@ -296,8 +337,24 @@ class Controller:
             kind=spec.kind,
             entry=spec.function,
             arguments={"work": spec.key, "submission": submission, "arguments": spec.arguments},
-            resources=getattr(self.config.executor, spec.kind),
+            resources=self._resources(spec),
         )
+
+    def _resources(self, spec: WorkSpec) -> ResourceConfig:
+        """What a job asks for; a server asks for its own number of GPUs and its own time."""
+        resources: ResourceConfig = getattr(self.config.executor, spec.kind)
+        if spec.kind != "serve":
+            return resources
+        server = next(s for s in self.config.agents.servers if s.name == spec.arguments["server"])
+        return replace(resources, gpus=server.gpus, timeout_min=spec.arguments["minutes"])
+
+    def _gpu_seconds(self, event: Event) -> Event:
+        """What a job's end costs the run's budget of GPU seconds."""
+        busy = self.state.busy.get(event.get("key", ""))
+        if busy is None or busy.kind not in ("train", "serve") or "seconds" not in event:
+            return {}
+        gpus = getattr(self.config.executor, busy.kind).gpus
+        return {"gpu_seconds": round(event["seconds"] * gpus, 3)} if gpus else {}
 
     def _check_disk(self) -> None:
         free = shutil.disk_usage(self.layout.root).free / 1e6
@@ -317,7 +374,7 @@ class Controller:
         write_bytes(self.layout.experiment(event["experiment"]).trial(event["trial"]).log, text)
 
     def _write_failure(self, busy: Busy, event: Event) -> None:
-        if experiment := busy.work["experiment"]:
+        if (experiment := busy.work["experiment"]) and busy.work["trial"]:
             names = ("stage", "cause", "message")
             trial = self.layout.experiment(experiment).trial(busy.work["trial"])
             write_json(trial.failure, {name: event[name] for name in names})

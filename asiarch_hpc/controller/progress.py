@@ -9,10 +9,9 @@ from statistics import fmean
 from asiarch_hpc.config import Config
 from asiarch_hpc.controller.leaderboard import LeaderRow
 from asiarch_hpc.controller.scheduler import JobStatus
-from asiarch_hpc.controller.scoring import complete
 from asiarch_hpc.controller.state import ExperimentState, RunState
 from asiarch_hpc.controller.view import RunningJob, Snapshot
-from asiarch_hpc.controller.works import baseline_names
+from asiarch_hpc.controller.works import baseline_names, complete
 from asiarch_hpc.records import Score
 
 
@@ -100,7 +99,7 @@ def _stage(experiment: ExperimentState, state: RunState, config: Config) -> str:
     if experiment.failures:
         return "failed"
     if complete(experiment, config):
-        return "evaluated"
+        return "assessed" if experiment.assessed else "evaluated"
     return "training" if any(b.work["experiment"] == experiment.id for b in state.busy.values()) else "admitted"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from asiarch_hpc.config import Config
+from asiarch_hpc.config import Config, uses_agents
 from asiarch_hpc.controller.state import Event
 from asiarch_hpc.records import to_json
 from asiarch_hpc.search.population import slot_limit
@@ -52,9 +52,13 @@ def _experiment(stored: StoredExperiment, key: str, config: Config) -> list[Even
         "name": record.name,
         "role": record.role,
         "form": record.form,
+        "operator": record.operator,
+        "proposer": record.proposer,
+        "parents": list(record.parents),
         "gate": to_json(stored.gate),
         "slot": record.slot,
         "attempt": record.attempt,
+        "tokens": stored.tokens,
     }
     events: list[Event] = [proposed]
     for trial in stored.trials:
@@ -68,4 +72,15 @@ def _experiment(stored: StoredExperiment, key: str, config: Config) -> list[Even
             slot = {"slot": record.slot, "attempt": record.attempt}
             cause = {name: str(trial.failure.get(name, "unknown")) for name in ("stage", "cause", "message")}
             events.append({"event": "failed", **cause, **slot, **place})
+    if (assessment := stored.assessment) is not None and _whole(stored, config):
+        said = {"assessment": to_json(assessment), "tokens": assessment.tokens}
+        events.append({"event": "assessed", "key": f"assess-{record.id}", "experiment": record.id, **said})
     return events
+
+
+def _whole(stored: StoredExperiment, config: Config) -> bool:
+    """Whether an assessment of language models has all its parts; what is missing is asked for again."""
+    if not uses_agents(config) or stored.assessment is None or stored.assessment.analysis is None:
+        return False
+    graded = config.fitness.judge == "llm" and stored.record.role == "candidate"
+    return stored.assessment.judge is not None or not graded

@@ -187,8 +187,10 @@ def _record_of_journal(layout: RunLayout, error: RecordError) -> dict[str, Any]:
 
 
 def _refuse_changes(layout: RunLayout, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
-    old, new = ({k: v for k, v in config.items() if k not in CARRIED_OUT_BY} for config in (stored, wanted))
-    if changed := differences(old, new):
+    lines = differences(stored, wanted)
+    if changed := [
+        line for line in lines if not line.startswith(tuple(f"{key}{end}" for key in CARRIED_OUT_BY for end in ".:"))
+    ]:
         raise ConfigError(
             f"{layout.root}: this run exists with another configuration:\n  "
             + "\n  ".join(changed)

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 from asiarch_hpc.config import Config
 from asiarch_hpc.controller.state import ExperimentState, RunState
-from asiarch_hpc.controller.works import baseline_names, trials_of
-from asiarch_hpc.records import BaselineStats, Generation, Score
+from asiarch_hpc.controller.works import baseline_names, complete, needs_assessment
+from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.records import BaselineStats, Generation, Judgement, Score
 from asiarch_hpc.search import fitness, judge_rule, population
 from asiarch_hpc.search.baselines import baseline_stats
 from asiarch_hpc.search.pool import build_generation
@@ -22,11 +23,6 @@ def baselines(state: RunState, config: Config) -> tuple[BaselineStats, ...]:
     return tuple(baseline_stats(e.id, e.name, list(e.evaluations.values()), e.gate) for e in experiments)
 
 
-def complete(experiment: ExperimentState, config: Config) -> bool:
-    """Whether all trials of the experiment are evaluated."""
-    return set(trials_of(experiment, config)) <= set(experiment.evaluations)
-
-
 def unscored(state: RunState, config: Config) -> list[ExperimentState]:
     """Experiments whose score can be computed now, in the order in which they were proposed."""
     if not state.stats:
@@ -34,7 +30,10 @@ def unscored(state: RunState, config: Config) -> list[ExperimentState]:
     return [
         experiment
         for experiment in state.experiments.values()
-        if experiment.id not in state.scores and not experiment.failures and complete(experiment, config)
+        if experiment.id not in state.scores
+        and not experiment.failures
+        and complete(experiment, config)
+        and not needs_assessment(experiment, config)
     ]
 
 
@@ -46,12 +45,29 @@ def score(experiment: ExperimentState, state: RunState, config: Config) -> Score
     """
     return fitness.score(
         [experiment.evaluations[trial] for trial in sorted(experiment.evaluations)],
-        judge_rule.judge(experiment.name, experiment.gate, state.stats[0], config.fitness),
+        _judgement(experiment, state, config),
         reference=state.stats[0],
         baselines=state.stats,
         config=config.fitness,
         slot=experiment.slot,
     )
+
+
+def _judgement(experiment: ExperimentState, state: RunState, config: Config) -> Judgement:
+    """The grade: a language model's, its anchor for a baseline, or the rule's.
+
+    Raises:
+        EvaluationError: the language model gave none; a missing grade is never replaced.
+    """
+    if config.fitness.judge == "rule":
+        return judge_rule.judge(experiment.name, experiment.gate, state.stats[0], config.fitness)
+    if experiment.role == "baseline":
+        reference = experiment.id == state.stats[0].experiment
+        grade = config.fitness.judge_reference if reference else config.fitness.judge_upper
+        return Judgement(raw=grade, source="anchor", version="anchor/1", reasons=("an anchor of the judge's scale",))
+    if experiment.judgement is None:
+        raise EvaluationError(f"{experiment.name}: the judge gave no grade; see its transcript in the run's folder")
+    return experiment.judgement
 
 
 def generation(number: int, state: RunState, config: Config) -> Generation:

@@ -8,12 +8,15 @@ from typing import Any, Literal
 
 from asiarch_hpc.config import SearchConfig
 from asiarch_hpc.records import (
+    Assessment,
     BaselineStats,
     Evaluation,
     Form,
     GateReport,
     JobKind,
     Json,
+    Judgement,
+    Operator,
     Role,
     Score,
     from_json,
@@ -39,11 +42,12 @@ class WorkSpec:
     attempt: int | None = None
     experiment: str | None = None
     trial: str | None = None
+    proposer: str | None = None
     label: str = ""
 
     def to_json(self) -> Json:
         """The entry of an intent: everything but how to run it."""
-        names = ("key", "kind", "slot", "attempt", "experiment", "trial", "label")
+        names = ("key", "kind", "slot", "attempt", "experiment", "trial", "proposer", "label")
         return {name: getattr(self, name) for name in names}
 
 
@@ -75,9 +79,25 @@ class ExperimentState:
     gate: GateReport
     slot: int | None
     attempt: int | None
+    operator: Operator = "mutation"
+    proposer: str = ""
+    parents: tuple[str, ...] = ()
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
+    failed_stage: str = ""
     speeds: list[float] = field(default_factory=list)
+    assessed: bool = False
+    judgement: Judgement | None = None
+
+
+@dataclass(slots=True)
+class Tally:
+    """How the proposals of one proposer fared. `seconds` are those of its jobs."""
+
+    proposals: int = 0
+    admitted: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
 
 
 Outcome = Literal["ok", "failed"]
@@ -101,6 +121,10 @@ class RunState:
     stats: tuple[BaselineStats, ...] = ()
     generations: int = 0
     causes: Counter[str] = field(default_factory=Counter)
+    tallies: dict[str, Tally] = field(default_factory=dict)
+    tokens: int = 0
+    gpu_seconds: float = 0.0
+    train_seconds: list[float] = field(default_factory=list)
     recent: list[str] = field(default_factory=list)
     said: int = 0
     started: float = 0.0
@@ -113,6 +137,8 @@ class RunState:
         if event["event"] != "start" and self.latest:
             self.active_seconds += max(0.0, event["time"] - self.latest)
         self.latest = event["time"]
+        self.tokens += event.get("tokens") or 0
+        self.gpu_seconds += event.get("gpu_seconds") or 0.0
         getattr(self, f"_on_{event['event']}")(event)
 
     def say(self, text: str) -> None:
@@ -132,7 +158,7 @@ class RunState:
             self.submissions[key] += 1
             self.jobs[job] = key
             self.busy[key] = Busy(key, work["kind"], job, work, event["time"])
-            if work["kind"] == "propose" and work["slot"] is not None:
+            if work["kind"] in ("propose", "debug") and work["slot"] is not None:
                 self._begin(work["slot"], work["attempt"])
 
     def _on_submitted(self, event: Event) -> None:
@@ -159,12 +185,14 @@ class RunState:
 
     def _on_gave_up(self, event: Event) -> None:
         """Too many jobs of this work died."""
+        self._count(event, admitted=False)
         self._free(event["key"])
         self.outcomes[event["key"]] = "failed"
         self._fail(event)
 
     def _on_failed(self, event: Event) -> None:
         """A job reported that the design is at fault."""
+        self._count(event, admitted=False)
         self._free(event["key"])
         self.outcomes[event["key"]] = "failed"
         self._fail(event)
@@ -174,13 +202,15 @@ class RunState:
         self.say(f"{event['key']}: {event['cause']}: {event['message'][:200]}")
         if event.get("experiment"):
             experiment = self.experiments[event["experiment"]]
-            experiment.failures[event["trial"]] = f"{event['cause']}: {event['message'][:500]}"
+            experiment.failures[event["trial"] or event["stage"]] = f"{event['cause']}: {event['message'][:500]}"
+            experiment.failed_stage = event["stage"]
             self._finish(experiment.slot, experiment.attempt, "failed", experiment.id)
         else:
             self._finish(event.get("slot"), event.get("attempt"), "failed", None)
 
     def _on_proposed(self, event: Event) -> None:
         """A design reached the store; the gate admitted it or not. A duplicate has no experiment."""
+        self._count(event, admitted=not event["duplicate"] and bool(event["gate"]["passed"]))
         self._free(event["key"])
         self.outcomes[event["key"]] = "ok"
         slot, attempt = event["slot"], event["attempt"]
@@ -188,7 +218,18 @@ class RunState:
             self._finish(slot, attempt, "failed", None)
             return
         gate = from_json(GateReport, event["gate"], source="journal")
-        state = ExperimentState(event["id"], event["name"], event["role"], event["form"], gate, slot, attempt)
+        state = ExperimentState(
+            event["id"],
+            event["name"],
+            event["role"],
+            event["form"],
+            gate,
+            slot,
+            attempt,
+            operator=event.get("operator", "mutation"),
+            proposer=event.get("proposer", ""),
+            parents=tuple(event.get("parents", ())),
+        )
         self.experiments[state.id] = state
         if state.role == "baseline":
             self.baselines[state.name] = state.id
@@ -205,8 +246,31 @@ class RunState:
         self.outcomes[event["key"]] = "ok"
         evaluation = from_json(Evaluation, event["evaluation"], source="journal")
         self.experiments[event["experiment"]].evaluations[event["trial"]] = evaluation
+        self.train_seconds = [*self.train_seconds[-49:], event["seconds"]]
         if event.get("tokens_per_second"):
             self.experiments[event["experiment"]].speeds.append(event["tokens_per_second"])
+
+    def _on_assessed(self, event: Event) -> None:
+        self._free(event["key"])
+        self.outcomes[event["key"]] = "ok"
+        experiment = self.experiments[event["experiment"]]
+        experiment.assessed = True
+        assessment = from_json(Assessment, event["assessment"], source="journal")
+        experiment.judgement = assessment.judge
+
+    def _on_unassessed(self, event: Event) -> None:
+        """No assessment was to be had; a design that needs no grade of it goes on without."""
+        self._free(event["key"])
+        self.outcomes[event["key"]] = "failed"
+        self.experiments[event["experiment"]].assessed = True
+        self.causes[event["cause"]] += 1
+        self.say(f"{event['key']}: {event['cause']}: {event['message'][:200]}")
+
+    def _on_served(self, event: Event) -> None:
+        """A language-model server ended as it should."""
+        self._free(event["key"])
+        self.outcomes[event["key"]] = "ok"
+        self.say(f"{event['key']}: server ended ({event['reason']})")
 
     def _on_baselines(self, event: Event) -> None:
         self.stats = tuple(from_json(BaselineStats, stats, source="journal") for stats in event["stats"])
@@ -234,6 +298,18 @@ class RunState:
 
     def _on_finished(self, event: Event) -> None:
         self.finished = event["reason"]
+
+    def _count(self, event: Event, *, admitted: bool) -> None:
+        """Books a proposal under its proposer."""
+        busy = self.busy.get(event["key"])
+        name = event.get("proposer") or (busy.work.get("proposer") if busy else None)
+        if name is None or event.get("trial") or (busy is not None and busy.kind not in ("propose", "debug")):
+            return
+        tally = self.tallies.setdefault(name, Tally())
+        tally.proposals += 1
+        tally.admitted += admitted
+        tally.tokens += event.get("tokens") or 0
+        tally.seconds += event.get("seconds") or 0.0
 
     def _free(self, key: str) -> None:
         if busy := self.busy.pop(key, None):

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Iterator
+from statistics import fmean
 
-from asiarch_hpc.config import Config
+from asiarch_hpc.config import Config, proposers, uses_agents
 from asiarch_hpc.controller.state import ExperimentState, RunState, WorkSpec
+from asiarch_hpc.records import JobKind, Json, to_json
 from asiarch_hpc.search import population
 from asiarch_hpc.search.population import Population
 
 
-def wanted(state: RunState, config: Config) -> list[WorkSpec]:
-    """Work that is neither done, failed nor under way: trainings first, then designs to train next."""
-    specs = [*_baselines(state, config), *_trainings(state, config), *_proposals(state, config)]
+def wanted(state: RunState, config: Config, capacity: int) -> list[WorkSpec]:
+    """Work that is neither done, failed nor under way: trainings first, then designs to train next.
+
+    Args:
+        capacity: jobs that may run at once, which bounds how many designs are worth having in advance.
+    """
+    specs = [
+        *_baselines(state, config),
+        *_trainings(state, config),
+        *_assessments(state, config),
+        *_proposals(state, config, capacity),
+    ]
     return [spec for spec in specs if spec.key not in state.outcomes and spec.key not in state.busy]
 
 
@@ -22,9 +35,31 @@ def trials_of(experiment: ExperimentState, config: Config) -> dict[str, int]:
     return {f"{config.scale.name}-s{seed}": seed for seed in seeds}
 
 
+def complete(experiment: ExperimentState, config: Config) -> bool:
+    """Whether all trials of the experiment are evaluated."""
+    return set(trials_of(experiment, config)) <= set(experiment.evaluations)
+
+
 def baseline_names(config: Config) -> tuple[str, ...]:
     """Reference first, each once."""
     return tuple(dict.fromkeys((config.baselines.reference, config.baselines.upper)))
+
+
+def spent(state: RunState, config: Config) -> str | None:
+    """Which of the run's budgets is used up, in words; None while all have something left."""
+    agents = config.agents
+    if agents.tokens and state.tokens >= agents.tokens:
+        return f"agents.tokens={agents.tokens} are used ({state.tokens})"
+    if agents.gpu_seconds and state.gpu_seconds >= agents.gpu_seconds:
+        return f"agents.gpu_seconds={agents.gpu_seconds:g} are used ({state.gpu_seconds:.0f})"
+    return None
+
+
+def proposer_of(slot: int, attempt: int, config: Config) -> str:
+    """Who proposes for a slot's attempt: drawn by the configured shares, the same in every controller."""
+    shares = proposers(config)
+    rng = random.Random(f"asiarch/{config.search.seed}/proposer/{slot}/{attempt}")
+    return rng.choices(list(shares), list(shares.values()))[0]
 
 
 def _baselines(state: RunState, config: Config) -> Iterator[WorkSpec]:
@@ -43,37 +78,130 @@ def _baselines(state: RunState, config: Config) -> Iterator[WorkSpec]:
 
 
 def _trainings(state: RunState, config: Config) -> Iterator[WorkSpec]:
+    reference = state.baselines.get(config.baselines.reference)
     for experiment in state.experiments.values():
         if not experiment.gate.passed or experiment.id in state.scores or experiment.failures:
             continue
+        beside = {"reference": reference} if experiment.role != "baseline" else {}
         for trial, seed in trials_of(experiment, config).items():
             yield WorkSpec(
                 key=f"train-{experiment.id}-{trial}",
                 kind="train",
                 function="jobs.train:run",
-                arguments={"experiment": experiment.id, "trial": trial, "seed": seed},
+                arguments={"experiment": experiment.id, "trial": trial, "seed": seed, **beside},
                 experiment=experiment.id,
                 trial=trial,
                 label=f"{experiment.name} s{seed}",
             )
 
 
-def _proposals(state: RunState, config: Config) -> Iterator[WorkSpec]:
-    if not state.stats:
+def needs_assessment(experiment: ExperimentState, config: Config) -> bool:
+    """Whether language models have their say before the experiment is scored."""
+    return uses_agents(config) and experiment.role == "candidate" and not experiment.assessed
+
+
+def _assessments(state: RunState, config: Config) -> Iterator[WorkSpec]:
+    """Grades and analyses of what is trained; of the baselines an analysis alone, they are the judge's anchors."""
+    if not uses_agents(config) or not state.stats:
+        return
+    for experiment in state.experiments.values():
+        if experiment.assessed or experiment.failures or not complete(experiment, config):
+            continue
+        yield WorkSpec(
+            key=f"assess-{experiment.id}",
+            kind="assess",
+            function="jobs.assess:run",
+            arguments={
+                "experiment": experiment.id,
+                "judge": config.fitness.judge == "llm" and experiment.role == "candidate",
+                "baselines": [to_json(stats) for stats in state.stats],
+                "siblings": _siblings(experiment, state, config),
+                **_budget(state, config),
+            },
+            experiment=experiment.id,
+            label=experiment.name,
+        )
+
+
+def _siblings(experiment: ExperimentState, state: RunState, config: Config) -> list[str]:
+    """Scored designs of the same parent, the latest first."""
+    if not experiment.parents:
+        return []
+    found = [
+        other.id
+        for other in state.experiments.values()
+        if other.id in state.scores and other.parents[:1] == experiment.parents[:1] and other.id != experiment.id
+    ]
+    return found[::-1][: config.agents.siblings]
+
+
+def _budget(state: RunState, config: Config) -> Json:
+    """Tokens that a job may use, within the run's budget; 0 for no limit but the job's own."""
+    return {"tokens": max(1, config.agents.tokens - state.tokens) if config.agents.tokens else 0}
+
+
+def _proposals(state: RunState, config: Config, capacity: int) -> Iterator[WorkSpec]:
+    if not state.stats or spent(state, config):
         return
     plan = population.plan(Population(state.slots, state.generations), config.search)
+    room = _designs_wanted(state, config, capacity)
+    reference = state.baselines[config.baselines.reference]
     for slot, attempt, generation in plan.propose:
+        place = {"slot": slot, "attempt": attempt, "generation": generation, "reference": reference}
+        label = f"slot {slot}" + (f" (try {attempt + 1})" if attempt else "")
+        proposer = proposer_of(slot, attempt, config)
+        broken = _to_repair(slot, attempt, state, config)
+        if (broken is not None or proposer == "llm") and room <= 0:
+            continue
+        kind: JobKind = "propose"
+        function, arguments = "jobs.propose:candidate", place
+        if broken is not None:
+            kind, function, label = "debug", "jobs.debug:run", f"{broken.name} for {label}"
+            arguments = {**place, "experiment": broken.id, **_budget(state, config)}
+        elif proposer == "llm":
+            function, label = "jobs.research:candidate", f"{label} (llm)"
+            arguments = {**place, **_budget(state, config)}
+        room -= function != "jobs.propose:candidate"
         yield WorkSpec(
             key=f"propose-{slot:05d}-{attempt:02d}",
-            kind="propose",
-            function="jobs.propose:candidate",
-            arguments={
-                "slot": slot,
-                "attempt": attempt,
-                "generation": generation,
-                "reference": state.baselines[config.baselines.reference],
-            },
+            kind=kind,
+            function=function,
+            arguments=arguments,
             slot=slot,
             attempt=attempt,
-            label=f"slot {slot}" + (f" (try {attempt + 1})" if attempt else ""),
+            proposer="llm" if broken is not None else proposer,
+            label=label,
         )
+
+
+def _to_repair(slot: int, attempt: int, state: RunState, config: Config) -> ExperimentState | None:
+    """The design of the last attempt, if its training failed and language models may repair it once more."""
+    if attempt == 0:
+        return None
+    places = {e.attempt: e for e in state.experiments.values() if e.slot == slot and e.attempt is not None}
+    last = places.get(attempt - 1)
+    if last is None or last.proposer != "llm" or not last.gate.passed or last.failed_stage != "training":
+        return None
+    repairs = 0
+    while (earlier := places.get(attempt - 1 - repairs)) is not None and earlier.operator == "debug":
+        repairs += 1
+    return last if repairs < config.agents.debug_attempts else None
+
+
+def _designs_wanted(state: RunState, config: Config, capacity: int) -> int:
+    """How many further agent jobs for designs are worth starting, so that trainings never wait for one, and no more.
+
+    By Genesys's ratio of designers to verifiers, from measured rates: while each of n trainers takes T seconds a
+    design and a proposal takes P seconds per admitted design, n * P / T proposals at once keep them busy. None are
+    started while a design waits for every trainer.
+    """
+    trainers = max(1, min(config.executor.train.max_jobs or capacity, capacity))
+    waiting = sum(1 for spec in _trainings(state, config) if spec.key not in {**state.outcomes, **state.busy})
+    under_way = sum(1 for busy in state.busy.values() if busy.work.get("proposer") == "llm")
+    if waiting >= trainers:
+        return 0
+    tally = state.tallies.get("llm")
+    if tally is None or not tally.admitted or not state.train_seconds:
+        return trainers - under_way
+    rate = (tally.seconds / tally.admitted) / max(fmean(state.train_seconds) * len(config.scale.seeds), 1e-9)
+    return max(1, math.ceil(trainers * rate)) - under_way

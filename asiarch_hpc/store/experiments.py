@@ -15,6 +15,7 @@ from typing import Any
 
 from asiarch_hpc.errors import RecordError
 from asiarch_hpc.records import (
+    Assessment,
     Evaluation,
     Experiment,
     GateReport,
@@ -48,6 +49,8 @@ class StoredExperiment:
     gate: GateReport
     score: Score | None
     trials: tuple[StoredTrial, ...] = ()
+    assessment: Assessment | None = None
+    tokens: int = 0  # that its proposal cost
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +82,12 @@ def write_experiment(
     gate: GateReport,
     proposal: Json | None = None,
     units: Any = None,
+    exchanges: str = "",
+    prints: Json | None = None,
 ) -> bool:
     """Creates an experiment's folder in one rename; False if the design already exists in the run.
+
+    `exchanges` are the lines of `agents.jsonl`, `prints` what later proposals are compared with.
 
     Raises:
         StoreError: disk full or unwritable.
@@ -92,6 +99,10 @@ def write_experiment(
         write_json(temporary.gate, to_json(gate))
         if proposal is not None:
             write_json(temporary.proposal, proposal)
+        if exchanges:
+            write_text(temporary.exchanges, exchanges)
+        if prints is not None:
+            write_json(temporary.prints, prints)
         _write_record(temporary, record, units)
         return _publish(temporary, final)
 
@@ -197,7 +208,11 @@ def scan(layout: RunLayout, *, moved: bool = True) -> Scan:
             result.damaged.append(_aside(folder.root, str(error), moved))
             continue
         score = _optional(Score, folder.score, result, moved)
-        result.experiments.append(StoredExperiment(record, gate, score, tuple(_trials(folder, result, moved))))
+        assessment = _optional(Assessment, folder.assessment, result, moved)
+        proposal = _optional(dict, folder.proposal, result, moved) if folder.exchanges.exists() else None
+        tokens = proposal.get("tokens", 0) if isinstance(proposal, dict) else 0
+        trials = tuple(_trials(folder, result, moved))
+        result.experiments.append(StoredExperiment(record, gate, score, trials, assessment, tokens))
     return result
 
 

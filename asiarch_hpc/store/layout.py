@@ -87,12 +87,22 @@ class ExperimentLayout:
         return self.root / "gate.json"
 
     @property
+    def prints(self) -> Path:
+        """Prints of code and behaviour, by which a repetition of this design is recognised."""
+        return self.root / "prints.json"
+
+    @property
     def assessment(self) -> Path:
         return self.root / "assessment.json"
 
     @property
     def score(self) -> Path:
         return self.root / "score.json"
+
+    @property
+    def exchanges(self) -> Path:
+        """Every exchange with a language model about this design."""
+        return self.root / "agents.jsonl"
 
     @property
     def published(self) -> Path:
@@ -158,6 +168,26 @@ class RunLayout:
     @property
     def experiments(self) -> Path:
         return self.root / "experiments"
+
+    @property
+    def services(self) -> Path:
+        """Language-model servers of the run."""
+        return self.root / "services"
+
+    def service(self, name: str) -> Path:
+        return self.services / f"{name}.json"
+
+    def drain(self, name: str) -> Path:
+        """The controller's wish that a server ends; its job looks for it."""
+        return self.services / f"{name}.drain"
+
+    @property
+    def transcripts(self) -> Path:
+        return self.root / "transcripts"
+
+    def transcript(self, work: str) -> Path:
+        """Exchanges of agent work, while it is under way, and for good where it made no experiment."""
+        return self.transcripts / f"{work}.jsonl"
 
     def lease(self, epoch: int) -> Path:
         return self.root / f"lease.{epoch:06d}.json"

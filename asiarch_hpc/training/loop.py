@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -19,11 +20,14 @@ from asiarch_hpc.training.backbone import LanguageModel, build_model
 from asiarch_hpc.training.corpus import Corpus
 from asiarch_hpc.training.data import Batch, Batches
 from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine, choose_device
-from asiarch_hpc.training.monitor import Monitor, TrainingStoppedError
+from asiarch_hpc.training.monitor import Monitor, Peers, TrainingStoppedError
 
 _FINAL_WINDOW = 10  # steps whose mean is the final loss: a single batch is too noisy to report
 # What may differ between the parts of an interrupted training.
-_NOT_DEFINING = ("device", "threads", "seeds", "checkpoint_seconds", "step_seconds_limit", "loss_limit", "keep_weights")
+_NOT_DEFINING = (
+    "device", "threads", "seeds", "checkpoint_seconds", "step_seconds_limit", "step_multiple_limit", "leak_stop",
+    "loss_limit", "keep_weights",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +89,7 @@ def train(
     on_metrics: Callable[[Json], None],
     should_stop: Callable[[], bool],
     clock: Callable[[], float],
+    peers: Peers | None = None,
 ) -> TrainOutcome:
     """Trains a design, continuing from `checkpoint_path` where that holds a checkpoint of this very training.
 
@@ -104,6 +109,7 @@ def train(
             (so far). Steps after the last checkpoint come again when a killed training is continued.
         should_stop: asked before each step; True ends the training with a checkpoint.
         clock: seconds, monotonic.
+        peers: how the reference baseline trained; see Monitor.
 
     Raises:
         TrainingStoppedError: with `cause`; the design cannot be built or run, or its numbers rule it out.
@@ -126,6 +132,13 @@ def train(
             identity=_identity(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed),
             checkpoint_path=checkpoint_path,
             clock=clock,
+            monitor=Monitor(
+                loss_limit=scale.loss_limit,
+                step_seconds_limit=scale.step_seconds_limit,
+                peers=peers,
+                leak_margin=scale.leak_stop,
+                slow_multiple=scale.step_multiple_limit,
+            ),
         )
         finished = run.go(on_metrics, should_stop)
         weights_path = checkpoint_path.with_name(checkpoint_path.name + ".weights") if finished else None
@@ -161,6 +174,7 @@ class _Run:
         identity: str,
         checkpoint_path: Path,
         clock: Callable[[], float],
+        monitor: Monitor,
     ) -> None:
         self.engine = engine
         self.progress = _Progress()
@@ -169,12 +183,12 @@ class _Run:
         self._identity = identity
         self._path = checkpoint_path
         self._clock = clock
+        self._monitor = monitor
 
     def go(self, on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]) -> bool:
         """Runs to the last step (True) or until asked to stop (False); either way a checkpoint is left."""
         self._resume()
         scale, progress = self._scale, self.progress
-        monitor = Monitor(loss_limit=scale.loss_limit, step_seconds_limit=scale.step_seconds_limit)
         saved_at = self._clock()
         while progress.step < scale.steps:
             if should_stop():
@@ -202,7 +216,7 @@ class _Run:
                     "tokens": progress.tokens,
                 }
             )
-            monitor.check(progress.step, loss=result.loss, gradient_norm=result.gradient_norm, seconds=seconds)
+            self._monitor.check(progress.step, loss=result.loss, gradient_norm=result.gradient_norm, seconds=seconds)
             if self._clock() - saved_at >= scale.checkpoint_seconds:
                 self._save()
                 saved_at = self._clock()
@@ -214,7 +228,7 @@ class _Run:
             return self.engine.step(batch, rate)
         except (Exception, SystemExit) as error:  # the design's code may do anything
             raise TrainingStoppedError(
-                "design_error", f"step {self.progress.step + 1}: {type(error).__name__}: {error}"
+                "design_error", f"step {self.progress.step + 1}: {type(error).__name__}: {error}{_own_frames(error)}"
             ) from error
 
     def _count(self, result: StepResult, tokens: int, seconds: float) -> None:
@@ -244,8 +258,15 @@ def _build(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, depth: 
         return build_model(source, vocab=corpus.vocab, scale=scale, dim=dim, depth=depth, seed=seed)
     except (Exception, SystemExit) as error:  # the design's code may do anything
         raise TrainingStoppedError(
-            "design_error", f"building at dim={dim}, depth={depth}: {type(error).__name__}: {error}"
+            "design_error",
+            f"building at dim={dim}, depth={depth}: {type(error).__name__}: {error}{_own_frames(error)}",
         ) from error
+
+
+def _own_frames(error: BaseException) -> str:
+    """Where in the design an error arose, for whoever repairs it."""
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if f.filename.startswith("<asiarch_design_")]
+    return "".join(f'\n  File "{f.filename}", line {f.lineno}, in {f.name}\n    {f.line}' for f in frames)
 
 
 def _identity(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, depth: int, seed: int) -> str:

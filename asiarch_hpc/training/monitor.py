@@ -1,17 +1,28 @@
-"""Stops a training that cannot give a score: not finite, diverged, or too slow."""
+"""Stops a training that cannot give a score: not finite, diverged, too good to be true, or too slow."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from statistics import median
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
 from typing import Literal
 
 from asiarch_hpc.errors import TrainingError
 
-Cause = Literal["non_finite_loss", "diverged", "too_slow", "design_error"]
+Cause = Literal["non_finite_loss", "diverged", "leak", "too_slow", "design_error"]
 
 _SPEED_WINDOW = 5
+_LOSS_WINDOW = 20  # steps over which losses are compared, since single batches differ
+
+
+@dataclass(frozen=True)
+class Peers:
+    """How the reference baseline trained: its mean loss at each step, and the median seconds of a step."""
+
+    losses: Sequence[float]
+    step_seconds: float
 
 
 class TrainingStoppedError(TrainingError):
@@ -33,12 +44,27 @@ class Monitor:
         loss_limit: nats per token; a loss that is not below has diverged.
         step_seconds_limit: seconds; a median of five steps that is not below is too slow. The first step after
             a start is left out, as it compiles and allocates.
+        peers: the reference baseline's training, None for the baselines themselves.
+        leak_margin: a loss this share below the peers' over twenty steps can only know the next token.
+        slow_multiple: a step may take this many times the peers'; 0 for no such limit.
     """
 
-    def __init__(self, *, loss_limit: float, step_seconds_limit: float) -> None:
+    def __init__(
+        self,
+        *,
+        loss_limit: float,
+        step_seconds_limit: float,
+        peers: Peers | None = None,
+        leak_margin: float = 0.0,
+        slow_multiple: float = 0.0,
+    ) -> None:
         self._loss_limit = loss_limit
         self._step_seconds_limit = step_seconds_limit
+        self._peers = peers
+        self._leak_margin = leak_margin
+        self._slow_multiple = slow_multiple
         self._seconds: deque[float] = deque(maxlen=_SPEED_WINDOW)
+        self._losses: deque[float] = deque(maxlen=_LOSS_WINDOW)
         self._started = False
 
     def check(self, step: int, *, loss: float, gradient_norm: float, seconds: float) -> None:
@@ -70,4 +96,27 @@ class Monitor:
                 f"step {step}: the median of the last {_SPEED_WINDOW} steps is {median(self._seconds):.2f} s, below "
                 f"scale.step_seconds_limit={self._step_seconds_limit:g} was expected; replace loops over tokens by "
                 "chunked operations",
+            )
+        if self._peers is not None:
+            self._compare(step, loss, self._peers)
+
+    def _compare(self, step: int, loss: float, peers: Peers) -> None:
+        self._losses.append(loss)
+        beside = peers.losses[max(0, step - _LOSS_WINDOW) : step]
+        if self._leak_margin > 0 and len(self._losses) == len(beside) == _LOSS_WINDOW:
+            own, theirs = fmean(self._losses), fmean(beside)
+            if own < (1.0 - self._leak_margin) * theirs:
+                raise TrainingStoppedError(
+                    "leak",
+                    f"step {step}: the mean loss of the last {_LOSS_WINDOW} steps is {own:.4f}, the reference "
+                    f"baseline's {theirs:.4f}; more than {self._leak_margin:.0%} below it means that the design sees "
+                    "the tokens that it predicts: look for anything that carries later positions to earlier ones",
+                )
+        limit = self._slow_multiple * peers.step_seconds
+        if limit > 0 and len(self._seconds) == _SPEED_WINDOW and not median(self._seconds) < limit:
+            raise TrainingStoppedError(
+                "too_slow",
+                f"step {step}: the median of the last {_SPEED_WINDOW} steps is {median(self._seconds):.4f} s, the "
+                f"reference baseline's {peers.step_seconds:.4f} s; less than {self._slow_multiple:g} times that was "
+                "expected: replace loops over tokens by chunked operations",
             )

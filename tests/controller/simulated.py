@@ -90,7 +90,8 @@ class SimulatedJobs:
         )  # fmt: skip
         write_experiment(self.layout, record, source=source, motivation="none", gate=gate)
         fields = {"id": record.id, "name": name, "role": record.role, "form": "tree", "gate": to_json(gate)}
-        return {"duplicate": False, **fields}
+        lineage = {"operator": record.operator, "proposer": record.proposer, "parents": []}
+        return {"duplicate": False, **fields, **lineage}
 
     def train(self, arguments: Json) -> Json:
         identifier, trial = arguments["experiment"], arguments["trial"]

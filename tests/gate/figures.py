@@ -20,7 +20,7 @@ from asiarch_hpc.designs.tree import random_tree
 from asiarch_hpc.records import GateReport
 from asiarch_hpc.store.layout import RunLayout
 from asiarch_hpc.training.backbone import count_parameters
-from jobs.propose import Reference, examine_beside
+from jobs.examine import Reference, examine_beside
 from jobs.workspace import Workspace
 from tests.gate.planted_defects import DEFECTS
 from tests.gate.planted_leaks import LEAKS

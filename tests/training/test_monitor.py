@@ -4,7 +4,7 @@ import pickle
 import pytest
 
 from asiarch_hpc.errors import TrainingError
-from asiarch_hpc.training.monitor import Monitor, TrainingStoppedError
+from asiarch_hpc.training.monitor import Monitor, Peers, TrainingStoppedError
 
 
 def feed(monitor: Monitor, **numbers: float) -> None:
@@ -52,3 +52,31 @@ def test_five_slow_steps_stop_but_the_first_step_and_single_ones_do_not(monitor:
 def test_the_cause_survives_a_process_boundary() -> None:
     again = pickle.loads(pickle.dumps(TrainingStoppedError("diverged", "step 3: …")))
     assert (again.cause, str(again)) == ("diverged", "step 3: …")
+
+
+def beside(losses: list[float], *, seconds: float = 0.1) -> int:
+    """Steps that a training with these losses is let go beside a baseline that falls from 6 to 4 nats."""
+    baseline = [6.0 - 2.0 * step / 100 for step in range(100)]
+    peers = Peers(baseline, step_seconds=0.1)
+    monitor = Monitor(loss_limit=20.0, step_seconds_limit=9.0, peers=peers, leak_margin=0.3, slow_multiple=3.0)
+    for step, loss in enumerate(losses, 1):
+        monitor.check(step, loss=loss, gradient_norm=1.0, seconds=seconds)
+    return len(losses)
+
+
+def test_a_loss_far_below_the_baselines_is_a_leak() -> None:
+    with pytest.raises(TrainingStoppedError, match="sees the tokens that it predicts") as stopped:
+        beside([3.5] * 100)
+    assert stopped.value.cause == "leak"
+
+
+def test_a_better_design_and_a_single_lucky_batch_are_none() -> None:
+    assert beside([5.0 - 2.0 * step / 100 for step in range(100)]) == 100
+    assert beside([5.0] * 40 + [0.5] + [5.0] * 40) == 81
+
+
+def test_three_times_the_baselines_step_is_too_slow() -> None:
+    with pytest.raises(TrainingStoppedError, match=r"baseline's 0\.1000 s") as stopped:
+        beside([5.0] * 100, seconds=0.31)
+    assert stopped.value.cause == "too_slow"
+    assert beside([5.0] * 100, seconds=0.29) == 100

@@ -1,23 +1,11 @@
-"""The one schema of the configuration; the only module that reads `configs/`.
-
-A run's configuration is the schema's defaults, then the named file of `configs/` (or any path), then dotted
-overrides such as `search.batch=8`. Every policy number of the system lives here or in those files.
-"""
+"""The one schema of the configuration. Every policy number of the system lives here or in `configs/`."""
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, cast
+from dataclasses import dataclass, field
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
-from asiarch_hpc.errors import ConfigError
-
-CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+from asiarch_hpc.config.agents import AgentsConfig
 
 
 @dataclass
@@ -67,6 +55,8 @@ class ScaleConfig:
     seeds: list[int] = field(default_factory=lambda: [0])
     checkpoint_seconds: float = 60.0
     step_seconds_limit: float = 30.0  # a slower step (median of five, after the first) stops the trial
+    step_multiple_limit: float = 3.0  # likewise beside the reference baseline's on this hardware; 0: no such limit
+    leak_stop: float = 0.3  # a training loss this share below the baseline's at the same step stops the trial
     loss_limit: float = 20.0  # nats; a larger loss stops the trial as diverged
     keep_weights: bool = False
 
@@ -113,7 +103,6 @@ class SearchConfig:
     """What to try next, and whom to breed from (ASI-Arch sections 3.2 and 4.1)."""
 
     policy: str = "asi_arch"  # asi_arch | random
-    proposer: str = "recombine"
     seed: int = 0
     designs: int = 24  # scored candidates wanted
     batch: int = 6  # candidates between two pool updates
@@ -147,7 +136,11 @@ class FitnessConfig:
     sigmoid_scale: float = 6.0  # reproduces every published score
     band: float = 0.1  # differences are clipped at this share of the baseline
     leak_margin: float = 0.1  # a loss this share below the baseline's is a leak
-    judge: str = "rule"
+    judge: str = "rule"  # rule | llm
+    judge_upper: float = 10.0  # a language model's anchor: the upper baseline's grade
+    judge_weights: dict[str, float] = field(
+        default_factory=lambda: {"novelty": 0.25, "complexity": 0.25, "efficiency": 0.20, "results": 0.30}
+    )  # of the sub-scores of a language model; their sum is made in code
     judge_reference: float = 5.0  # the rule's grade of the reference baseline, on the scale 1 to 10
     judge_speed: float = 2.0  # points for each halving of the modelled time per token, lost for each doubling
     judge_growth: float = 5.0  # points lost per unit of time exponent above the limit
@@ -221,11 +214,16 @@ class ResourceConfig:
     gpus: int = 0
     memory_gb: float = 4.0
     nodes: int = 1
+    max_jobs: int = 0  # of this kind at once; 0: as many as executor.max_jobs lets
     slurm: dict[str, Any] = field(default_factory=dict)
 
 
 def _train_resources() -> ResourceConfig:
     return ResourceConfig(timeout_min=60.0)
+
+
+def _serve_resources() -> ResourceConfig:
+    return ResourceConfig(timeout_min=1440.0, cpus=8, gpus=1, memory_gb=64.0)
 
 
 @dataclass
@@ -241,7 +239,9 @@ class ExecutorConfig:
     command_seconds: float = 30.0  # longest wait for one answer of Slurm
     propose: ResourceConfig = field(default_factory=ResourceConfig)
     train: ResourceConfig = field(default_factory=_train_resources)
+    debug: ResourceConfig = field(default_factory=ResourceConfig)
     assess: ResourceConfig = field(default_factory=ResourceConfig)
+    serve: ResourceConfig = field(default_factory=_serve_resources)
 
 
 @dataclass
@@ -258,8 +258,12 @@ class LimitsConfig:
 
 @dataclass
 class Config:
-    """Everything that defines a run."""
+    """Everything that defines a run.
 
+    `proposer` is recombine, llm, or a share of each, as in {llm: 0.8, recombine: 0.2}.
+    """
+
+    proposer: Any = "recombine"
     data: DataConfig = field(default_factory=DataConfig)
     scale: ScaleConfig = field(default_factory=ScaleConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -267,178 +271,6 @@ class Config:
     search: SearchConfig = field(default_factory=SearchConfig)
     fitness: FitnessConfig = field(default_factory=FitnessConfig)
     gate: GateConfig = field(default_factory=GateConfig)
+    agents: AgentsConfig = field(default_factory=AgentsConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
-
-
-# Groups that say how a run is carried out, not what it finds: they may change when a run is resumed.
-CARRIED_OUT_BY = ("executor", "limits")
-
-
-def load_config(name_or_path: str = "laptop", overrides: Sequence[str] = ()) -> Config:
-    """Reads a configuration file, applies dotted overrides, and checks the result.
-
-    Args:
-        name_or_path: a file's stem in `configs/`, or a path to a YAML file.
-        overrides: `group.key=value` strings, values in YAML syntax.
-
-    Raises:
-        ConfigError: no such file, unknown key (the message lists the valid ones), wrong type, bad value.
-    """
-    path = Path(name_or_path)
-    if path.suffix not in (".yaml", ".yml"):
-        path = CONFIGS / f"{name_or_path}.yaml"
-    if not path.is_file():
-        known = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
-        raise ConfigError(f"no configuration {name_or_path!r}: expected a YAML file or one of {known}")
-    merged = OmegaConf.structured(Config)
-    try:
-        layer = OmegaConf.load(path)
-    except Exception as error:  # the YAML parser has no common base class with OmegaConf's errors
-        raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    merged = _merge(merged, layer, str(path))
-    for override in overrides:
-        key, sign, _ = override.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"override {override!r}: expected group.key=value, for example search.batch=8")
-        try:
-            layer = OmegaConf.from_dotlist([override])
-        except Exception as error:
-            raise ConfigError(f"override {override!r}: {error}") from error
-        merged = _merge(merged, layer, f"override {override!r}")
-    config = cast(Config, OmegaConf.to_object(merged))
-    check(config)
-    return config
-
-
-def from_dict(data: dict[str, Any], *, source: str) -> Config:
-    """Rebuilds a configuration from its JSON form (`run.json`)."""
-    merged = _merge(OmegaConf.structured(Config), OmegaConf.create(data), source)
-    return cast(Config, OmegaConf.to_object(merged))
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """The JSON form of a configuration."""
-    return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: old -> new` for every value that differs, in key order."""
-    lines: list[str] = []
-    for key in sorted(set(old) | set(new)):
-        a, b, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(a, dict) and isinstance(b, dict):
-            lines += differences(a, b, f"{name}.")
-        elif a != b:
-            lines.append(f"{name}: {a!r} -> {b!r}")
-    return lines
-
-
-def check(config: Config) -> None:
-    """Raises ConfigError for values that no run could honour."""
-    search, scale = config.search, config.scale
-    _check_sizes(config)
-    problems = [
-        (search.policy in ("asi_arch", "random"), f"search.policy={search.policy!r}: asi_arch or random"),
-        (search.proposer == "recombine", f"search.proposer={search.proposer!r}: recombine"),
-        (config.fitness.judge == "rule", f"fitness.judge={config.fitness.judge!r}: rule"),
-        (
-            config.executor.kind in ("auto", "local", "slurm"),
-            f"executor.kind={config.executor.kind!r}: auto, local or slurm",
-        ),
-        (
-            config.gate.sandbox in ("auto", "bubblewrap", "namespaces", "landlock", "limits"),
-            f"gate.sandbox={config.gate.sandbox!r}: auto, bubblewrap, namespaces, landlock or limits",
-        ),
-        (scale.dim % scale.heads == 0, f"scale.dim={scale.dim}: a multiple of scale.heads={scale.heads}"),
-        (len(config.baselines.seeds) >= 3, f"baselines.seeds={config.baselines.seeds}: at least three seeds"),
-        (len(set(config.baselines.seeds)) == len(config.baselines.seeds), "baselines.seeds: each seed once"),
-        (len(scale.seeds) >= 1, "scale.seeds: at least one seed"),
-        (search.batch >= 1 and search.cold_start >= 0, "search.batch >= 1 and search.cold_start >= 0"),
-        (search.designs >= 1 and search.attempts >= 1, "search.designs >= 1 and search.attempts >= 1"),
-        (
-            0 < config.data.heldout_fraction < 1,
-            f"data.heldout_fraction={config.data.heldout_fraction}: between 0 and 1",
-        ),
-        (
-            min(search.operators.mutation, search.operators.crossover, search.operators.scratch) >= 0
-            and search.operators.mutation + search.operators.crossover + search.operators.scratch > 0,
-            "search.operators: weights that are not negative and not all zero",
-        ),
-    ]
-    for holds, message in problems:
-        if not holds:
-            raise ConfigError(f"{message} was expected")
-
-
-def _check_sizes(config: Config) -> None:
-    """Counts and durations must be positive, and what lists alternatives must not be empty."""
-    positive = {
-        "scale": ("dim", "depth", "heads", "length", "batch_size", "steps", "threads", "learning_rate"),
-        "evaluation": ("questions", "heldout_tokens", "untrained_tokens", "batch_size", "timeout_s"),
-        "search": ("designs", "batch", "attempts", "pool_size"),
-        "gate": (
-            *("timeout_s", "memory_gb", "dim_step", "learn_steps", "slow_multiple", "memory_multiple"),
-            *("count_launches", "growth_limit", "clock_tokens", "clock_repeats"),
-        ),
-        "limits": ("submissions", "refusals", "tick_seconds", "lease_stale_seconds"),
-    }
-    filled = {
-        "evaluation": ("tasks",),
-        "gate": ("lengths", "batch_sizes", "exponent_lengths"),
-        "search": ("seed_designs",),
-    }
-    for group, names in positive.items():
-        for name in names:
-            if not (value := getattr(getattr(config, group), name)) > 0:
-                raise ConfigError(f"{group}.{name}={value}: a positive number was expected")
-    for group, names in filled.items():
-        for name in names:
-            if not getattr(getattr(config, group), name):
-                raise ConfigError(f"{group}.{name} is empty: at least one entry was expected")
-    for kind in ("propose", "train", "assess"):
-        if not (minutes := getattr(config.executor, kind).timeout_min) > 0:
-            raise ConfigError(f"executor.{kind}.timeout_min={minutes}: a positive number was expected")
-    for name in ("parent_ranks", "reference_ranks"):
-        ranks = getattr(config.search, name)
-        if len(ranks) != 2 or not 1 <= ranks[0] <= ranks[1]:
-            raise ConfigError(f"search.{name}={ranks}: two ranks, first and last, were expected, such as [1, 10]")
-
-
-def _merge(base: Any, layer: Any, source: str) -> DictConfig:
-    if not isinstance(layer, DictConfig):
-        raise ConfigError(f"{source}: expected a mapping of groups {[f.name for f in fields(Config)]}")
-    _check_keys(Config, OmegaConf.to_container(layer), "", source)
-    try:
-        return cast(DictConfig, OmegaConf.merge(base, layer))
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", "") or "?"
-        expected = OmegaConf.select(base, key, default=None)
-        raise ConfigError(
-            f"{source}: {key} has a wrong value or type: {str(error).splitlines()[0]}; "
-            f"expected a value like {expected!r}"
-        ) from error
-
-
-def _check_keys(schema: Any, data: Any, prefix: str, source: str) -> None:
-    if not is_dataclass(schema) or not isinstance(data, dict):
-        return
-    known = {f.name: f for f in fields(cast(Any, schema))}
-    for key, value in data.items():
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" (did you mean {prefix}{close[0]}?)" if close else ""
-            raise ConfigError(
-                f"{source}: unknown key {prefix}{key}{hint}; valid keys here: "
-                + ", ".join(f"{prefix}{name}" for name in known)
-            )
-        _check_keys(_SCHEMAS.get(str(known[key].type)), value, f"{prefix}{key}.", source)
-
-
-_SCHEMAS = {
-    cls.__name__: cls
-    for cls in (
-        DataConfig, ScaleConfig, EvaluationConfig, BaselineConfig, OperatorConfig, SearchConfig, FitnessConfig,
-        GateConfig, ResourceConfig, ExecutorConfig, LimitsConfig,
-    )
-}  # fmt: skip

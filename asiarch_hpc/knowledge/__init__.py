@@ -1,0 +1,1 @@
+"""What the literature knows: entries that an agent can be reminded of, and how they are found."""
