@@ -281,9 +281,13 @@ class Transcript:
         raise AgentError("replay", f"{question.role}: the transcript has no further reply")
 
     def fits(self, prompt: Prompt, model: str, room: int) -> bool:
-        """Whether this is the prompt that was sent: how much of it fitted was measured then."""
+        """Whether this is the prompt that was sent: how much of it fitted was measured then.
+
+        One with other instructions fits as it is, so that `answer` can say that the conversation is another.
+        """
         asked = [{"role": "system", "content": prompt.system.strip()}, {"role": "user", "content": prompt.user}]
-        return bool(self._left) and list(self._left[0].messages)[:2] == asked
+        sent = list(self._left[0].messages)[:2] if self._left else asked
+        return sent == asked or sent[0] != asked[0]
 
     async def close(self) -> None:
         """There is nothing to end."""

@@ -26,7 +26,9 @@ from asiarch_hpc.designs.library import ArgSpec, Scalar, UnitSpec, library, of_k
 from asiarch_hpc.designs.tree import UnitNode, UnitTree, dotted, walk
 
 Json = dict[str, Any]
-MOTIVATION = r"^[A-Za-z][A-Za-z0-9 ,.;:()-]{39,399}$"  # a bounded pattern: servers do not hold models to maxLength
+# Bounded by a pattern, since servers do not hold models to maxLength; in words, since long repetitions of one class are
+# more than vLLM's grammar compiler takes.
+MOTIVATION = r"^[A-Za-z][A-Za-z0-9,.;:()-]{0,20}( [A-Za-z0-9,.;:()-]{1,20}){5,60}$"
 STEPS = 5  # values offered for an argument with a range
 
 

@@ -144,7 +144,7 @@ def _proposals(state: RunState, config: Config, capacity: int) -> Iterator[WorkS
     if not state.stats or spent(state, config):
         return
     plan = population.plan(Population(state.slots, state.generations), config.search)
-    room = _designs_wanted(state, config, capacity)
+    room = designs_wanted(state, config, capacity)
     reference = state.baselines[config.baselines.reference]
     for slot, attempt, generation in plan.propose:
         place = {"slot": slot, "attempt": attempt, "generation": generation, "reference": reference}
@@ -188,7 +188,7 @@ def _to_repair(slot: int, attempt: int, state: RunState, config: Config) -> Expe
     return last if repairs < config.agents.debug_attempts else None
 
 
-def _designs_wanted(state: RunState, config: Config, capacity: int) -> int:
+def designs_wanted(state: RunState, config: Config, capacity: int) -> int:
     """How many further agent jobs for designs are worth starting, so that trainings never wait for one, and no more.
 
     By Genesys's ratio of designers to verifiers, from measured rates: while each of n trainers takes T seconds a

@@ -206,9 +206,8 @@ def _parts(design: _Design, start: Tensor, spread: Tensor, fixed: Sequence[Tenso
         parts += [_projected(output), _multiset(direction, weight)]
         values = start + spread * _moves(gradients, direction, weight)
     with torch.no_grad():
-        model = design.prepared(values, fixed)
         for tokens in (inputs, _noise((1, _LONG, _DIM), 3, design.dtype)):
-            output = _run(model, tokens)
+            output = _run(design.prepared(values, fixed), tokens)
             if not _moderate(output):
                 return None
             parts.append(_projected(output))

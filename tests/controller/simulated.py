@@ -15,15 +15,33 @@ from asiarch_hpc.config import Config
 from asiarch_hpc.controller.loop import Controller
 from asiarch_hpc.controller.run import load_state
 from asiarch_hpc.controller.scheduler import JobRequest, JobStatus
-from asiarch_hpc.records import Evaluation, Experiment, GateReport, Json, TaskScore, TrialRecord, to_json
+from asiarch_hpc.records import (
+    Analysis,
+    Assessment,
+    Evaluation,
+    Experiment,
+    GateReport,
+    Json,
+    Judgement,
+    TaskScore,
+    TrialRecord,
+    to_json,
+)
 from asiarch_hpc.store.experiments import write_experiment
 from asiarch_hpc.store.files import json_bytes, write_json
 from asiarch_hpc.store.layout import RunLayout
 from asiarch_hpc.store.lease import take_lease
 
+PARTS = ("motivation", "results", "expectation", "explanation", "synthesis", "shortcomings")
 
-def config_of(**search: object) -> Config:
+
+def config_of(*, team: bool = False, **search: object) -> Config:
+    """`team` lets language models propose, repair, judge and analyse."""
     config = Config()
+    if team:
+        config.proposer = {"llm": 0.7, "recombine": 0.3}
+        config.agents.endpoints = ["http://127.0.0.1:1/v1"]
+        config.fitness.judge = "llm"
     for name, value in {"designs": 6, "batch": 2, "cold_start": 2, "attempts": 2, **search}.items():
         setattr(config.search, name, value)
     config.limits.min_free_megabytes = 0
@@ -56,8 +74,10 @@ class SimulatedJobs:
         message: Json = {"status": "ok", "job": request.name, "work": work, "submission": submission, "restart": 0}
         message |= {"seconds": 1.0, "host": "here"}
         arguments = request.arguments["arguments"]
-        if request.kind == "propose":
-            message["payload"] = self.propose(arguments)
+        if request.kind in ("propose", "debug"):
+            message["payload"] = self.propose(arguments, request.entry)
+        elif request.kind == "assess":
+            message["payload"] = self.assess(arguments)
         elif chance(arguments["experiment"]).random() < self.fail and arguments["trial"] == "explore-s0":
             failure = {"stage": "training", "cause": "diverged", "message": "loss 99"}
             trial = self.layout.experiment(arguments["experiment"]).trial(arguments["trial"])
@@ -73,7 +93,8 @@ class SimulatedJobs:
     def _role(self, identifier: str) -> str:
         return self.layout.experiment(identifier).record.read_text()
 
-    def propose(self, arguments: Json) -> Json:
+    def propose(self, arguments: Json, entry: str = "jobs.propose:candidate") -> Json:
+        proposer = "recombine" if entry.startswith("jobs.propose") else "llm"
         slot, attempt = arguments.get("slot"), arguments.get("attempt")
         name = arguments.get("design") or f"design-{slot}-{attempt}"
         source = f"NAME = {name!r}\n"
@@ -85,13 +106,25 @@ class SimulatedJobs:
         )  # fmt: skip
         record = Experiment(
             id=digest[:16], name=name, role="baseline" if slot is None else "candidate", form="tree",
-            operator="mutation", proposer="simulated", policy="asi_arch", source_sha256=digest,
+            operator="debug" if "experiment" in arguments else "llm" if proposer == "llm" else "mutation",
+            proposer=proposer, policy="asi_arch", source_sha256=digest,
             created="2026-01-01T00:00:00", slot=slot, attempt=attempt,
         )  # fmt: skip
         write_experiment(self.layout, record, source=source, motivation="none", gate=gate)
         fields = {"id": record.id, "name": name, "role": record.role, "form": "tree", "gate": to_json(gate)}
         lineage = {"operator": record.operator, "proposer": record.proposer, "parents": []}
         return {"duplicate": False, **fields, **lineage}
+
+    def assess(self, arguments: Json) -> Json:
+        """A grade that depends on the design alone."""
+        identifier = arguments["experiment"]
+        grade = 1.0 + 9.0 * chance("judge", identifier).random()
+        judge = Judgement(raw=grade, source="llm", version="llm/1") if arguments["judge"] else None
+        found = Assessment(
+            experiment=identifier, judge=judge, analysis=Analysis(**dict.fromkeys(PARTS, "said")), tokens=7
+        )
+        write_json(self.layout.experiment(identifier).assessment, to_json(found))
+        return {"assessment": to_json(found), "tokens": 7}
 
     def train(self, arguments: Json) -> Json:
         identifier, trial = arguments["experiment"], arguments["trial"]

@@ -75,11 +75,12 @@ def test_a_run_reaches_its_end(tmp_path: Path) -> None:
     assert all(path.is_file() for path in (controller.layout.jobs / "attempts").iterdir())
 
 
+@pytest.mark.parametrize("team", [False, True])
 @pytest.mark.parametrize("after", [False, True])
 def test_a_crash_between_any_two_file_operations_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, after: bool, team: bool
 ) -> None:
-    config = config_of(designs=2, batch=1, cold_start=1)
+    config = config_of(team=team, designs=2, batch=1, cold_start=1)
     expected = drive(tmp_path / "whole", config)
     crash = CrashAt(monkeypatch)
     crash.after = after

@@ -74,12 +74,12 @@ def test_a_design_of_a_served_model_through_slurm(
 ) -> None:
     monkeypatch.setenv("ASIARCH_API_KEY", KEY)
     layout = RunLayout.of(tmp_path, "served")
-    entry = server(timeout_min=5, handover_s=240.0, drain_s=5.0, context=8192)
+    entry = server(timeout_min=6, handover_s=270.0, drain_s=5.0, context=8192)
     words = command(tmp_path, "served", "proposer=llm", "agents.design=edit", "agents.novelty.verdict=false")
     words += [
         *overrides(entry),
         "agents.context=8192",
-        "agents.roles.researcher.max_tokens=700",
+        "agents.roles.researcher.max_tokens=1400",
         "agents.roles.analyst.max_tokens=40",
     ]
     words += [
