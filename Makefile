@@ -16,7 +16,7 @@ VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check -qq
 RUN_FLAG := --results $(RESULTS) $(if $(RUN),--run $(RUN))
 
-.PHONY: help env explore test test-vllm check check-design import replay extract status rebuild bench dev-cluster dev-cluster-stop clean
+.PHONY: help env explore test test-vllm test-vllm-gpu check check-design import replay extract status rebuild bench dev-cluster dev-cluster-stop clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -30,6 +30,9 @@ test: env ## all tests; those on a real Slurm start one (as root; elsewhere they
 
 test-vllm: env $(VLLM)/ready ## the tests with a real vLLM on CPU (an environment of its own, 2 GB)
 	@$(BIN)/python -m pytest tests/vllm $(ARGS)
+
+test-vllm-gpu: env ## those with your vLLM on a GPU: VLLM_COMMAND="/path/to/vllm serve" make test-vllm-gpu
+	@$(BIN)/python -m pytest tests/vllm/test_vllm_gpu.py $(ARGS)
 
 check: env ## style, types, import rules
 	@$(BIN)/ruff check .

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asiarch_hpc.config import CONFIGS, differences, from_dict, load_config, to_dict
+from asiarch_hpc.config import CONFIGS, differences, from_dict, load_config, proposers, to_dict, uses_agents
 from asiarch_hpc.errors import ConfigError
 
 
@@ -38,6 +38,16 @@ def test_overrides_are_typed() -> None:
         ("baselines.seeds=[0]", r"at least three seeds"),
         ("scale.dim=30", r"multiple of scale\.heads"),
         ("search=3", r"search"),
+        ("proposer=gpt", r"recombine or llm was expected, or shares such as proposer\.llm=0\.8"),
+        ("proposer.llm=-1", r"recombine or llm was expected"),
+        ("proposer=llm", r"need a language model: agents\.endpoints="),
+        ("fitness.judge=llm", r"need a language model"),
+        ("fitness.judge_weights.results=0.9", r"with the sum 1"),
+        ("agents.servers=[{nme: a}]", r"did you mean agents\.servers\[0\]\.name\?"),
+        ("agents.servers=[{name: a}]", r"a model for each"),
+        ("agents.servers=[{name: A b, model: m}]", r"a-z, 0-9 and dashes"),
+        ("agents.embedding.kind=served", r"agents\.embedding\.model: a model"),
+        ("agents.reply=xml", r"schema or blocks"),
     ],
 )
 def test_errors_say_what_is_valid(override: str, expected: str) -> None:
@@ -60,3 +70,14 @@ def test_broken_yaml_names_the_file(tmp_path: Path) -> None:
 def test_differences_are_listed_by_key() -> None:
     changed = differences({"a": {"b": 1, "c": 2}}, {"a": {"b": 1, "c": 3}, "d": 4})
     assert changed == ["a.c: 2 -> 3", "d: None -> 4"]
+
+
+def test_proposers_are_a_name_or_shares() -> None:
+    endpoint = "agents.endpoints=[http://127.0.0.1:1/v1]"
+    assert proposers(load_config()) == {"recombine": 1.0}
+    assert not uses_agents(load_config())
+    shared = load_config("laptop", ["proposer.llm=0.8", "proposer.recombine=0.2", endpoint])
+    assert proposers(shared) == {"llm": 0.8, "recombine": 0.2}
+    assert from_dict(to_dict(shared), source="test") == shared
+    assert proposers(load_config("laptop", ["proposer={llm: 3, recombine: 0}", endpoint])) == {"llm": 3.0}
+    assert uses_agents(load_config("laptop", ["fitness.judge=llm", endpoint]))

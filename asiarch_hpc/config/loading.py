@@ -140,7 +140,7 @@ def proposers(config: Config) -> dict[str, float]:
     if not good or not sum(wanted.values()) > 0:
         raise ConfigError(
             f"proposer={config.proposer!r}: {' or '.join(PROPOSERS)} was expected, or shares such as "
-            "{llm: 0.8, recombine: 0.2}"
+            "proposer.llm=0.8 proposer.recombine=0.2"
         )
     return {name: float(share) for name, share in wanted.items() if share > 0}
 

@@ -225,8 +225,8 @@ class Controller:
             self.record(lost)
             return
         text = f"{self.config.limits.submissions} jobs ended without a result, the last: {detail}"
-        kind = "unassessed" if busy.kind == "assess" else "gave_up"
-        event = intake.failed(busy, "job lost", text, stage="job", event=kind)
+        kind, cause = ("unassessed", "no assessment") if busy.kind == "assess" else ("gave_up", "job lost")
+        event = intake.failed(busy, cause, text, stage="job", event=kind)
         self._write_failure(busy, event)
         self.record(event)
 

@@ -74,6 +74,6 @@ def test_what_is_asked_about(pairs: list[Pair]) -> None:
     assert len(found["other"]) <= OTHERS * len(others)
 
 
-@pytest.mark.parametrize(("kind", "least"), [("renamed", 30), ("rewritten", 30), ("reworded", 26), ("related", 30)])
+@pytest.mark.parametrize(("kind", "least"), [("renamed", 30), ("rewritten", 30), ("reworded", 29), ("related", 30)])
 def test_the_base_is_among_the_five_closest(pairs: list[Pair], kind: str, least: int) -> None:
     assert first_places(pairs, kind, 5, IDEAS) >= least - MARGIN
