@@ -15,6 +15,7 @@ from asiarch_hpc.config import Config, load_config, uses_agents
 from asiarch_hpc.controller import imported, progress, run, view
 from asiarch_hpc.controller.leaderboard import leaderboard
 from asiarch_hpc.controller.loop import Controller, FatalJobError
+from asiarch_hpc.controller.services import read_services
 from asiarch_hpc.controller.side_by_side import proposer_rows, side_by_side
 from asiarch_hpc.controller.state import RunState
 from asiarch_hpc.errors import AsiarchError, ConfigError, TrainingError
@@ -96,6 +97,8 @@ def status(options: argparse.Namespace) -> int:
     shot = progress.snapshot(layout.name, state, config, now=time.time(), live=bool(live))
     for line in view.status_lines(shot):
         print(line)
+    for service in read_services(layout).values():
+        print(f"  server {service.name}: {service.state} at {service.url}, seen {time.time() - service.seen:.0f} s ago")
     print(f"  controller: {live or 'none is running; the command that started the run resumes it'}")
     if state.scores:
         _print_board(state, config)

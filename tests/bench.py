@@ -2,6 +2,7 @@
 
 make bench                    controller figures (a minute)
 make bench ARGS=explore       a whole laptop run (ten minutes), judged against its targets
+make bench ARGS=agents        200 proposals on a server that misbehaves (half an hour)
 make bench ARGS=gate          the gate's verdicts on planted designs and their transplants (half an hour)
 """
 
@@ -42,6 +43,10 @@ def main() -> None:
         measure_tick(Path(what[1]), int(what[2]))
     elif what[0] == "explore":
         explore()
+    elif what[0] == "agents":
+        from tests.agents.figures import main as agents
+
+        agents(int(what[1]) if len(what) > 1 else 200)
     elif what[0] == "gate":
         from tests.gate.figures import gate  # torch is loaded for this table only
 

@@ -84,6 +84,7 @@ def report(layout: RunLayout, words: list[str], requests: int, code: int, second
         if not e["duplicate"] and not e["gate"]["passed"]
     )
     agents = [e for e in events if e["event"] in ("proposed", "failed", "assessed") and e.get("tokens")]
+    admitted = sum(e["gate"]["passed"] for e in proposed if not e["duplicate"])
     deaths = [
         e
         for e in events
@@ -93,7 +94,7 @@ def report(layout: RunLayout, words: list[str], requests: int, code: int, second
     rows = {
         "proposals": len(ended),
         "requests, of which a third met a misdeed": requests,
-        "designs stored; admitted": f"{len(stored)}; {sum(e['gate']['passed'] for e in proposed if not e['duplicate'])}",
+        "designs stored; admitted": f"{len(stored)}; {admitted}",
         "crashed jobs; experiments lost; files damaged": f"{len(deaths)}; {len(lost)}; {len(found.damaged)}",
         "proposals without a design, each with its cause": sum(causes.values()),
         "trainings repaired": sum(e.record.operator == "debug" for e in found.experiments),

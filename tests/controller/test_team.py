@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from asiarch_hpc.config import Config
+from asiarch_hpc.config import Config, ServerConfig
 from asiarch_hpc.controller import run, works
 from asiarch_hpc.controller.side_by_side import proposer_rows
 from asiarch_hpc.controller.state import RunState, Tally
@@ -113,3 +113,18 @@ def test_measured_rates_say_how_many_designers_keep_the_trainers_busy(
     state.tallies["llm"] = Tally(proposals=10, admitted=5, seconds=5 * proposal_seconds)
     state.train_seconds = [train_seconds]
     assert works.designs_wanted(state, config, 4) == expected
+
+
+def test_the_end_of_a_run_asks_its_servers_to_end(tmp_path: Path) -> None:
+    config = config_of(team=True)
+    config.agents.endpoints = []
+    config.agents.servers = [ServerConfig(name="main", model="m", count=2, drain_s=0.0)]
+    layout = RunLayout(tmp_path / "run")
+    scheduler = SimulatedScheduler(SimulatedJobs(layout))
+    controller = controller_of(layout, config, scheduler, Clock())
+    controller.tick()
+    servers = [busy.key for busy in controller.state.busy.values() if busy.kind == "serve"]
+    assert servers == ["serve-main-0-000", "serve-main-1-000"]
+    assert [job.resources.gpus for job in scheduler.pending if job.kind == "serve"] == [1, 1]
+    controller.finish("complete")
+    assert {path.name for path in layout.services.iterdir()} == {"main-0-000.drain", "main-1-000.drain"}
