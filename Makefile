@@ -26,7 +26,7 @@ explore: env ## search for architectures; RUN=name CONFIG=file ARGS="group.key=v
 	@$(BIN)/asiarch explore $(RUN_FLAG) --config $(CONFIG) $(ARGS)
 
 test: env ## all tests; those on a real Slurm start one (as root; elsewhere they say why they skip)
-	@$(BIN)/python -m pytest --ignore=tests/vllm $(ARGS)
+	@$(BIN)/python -m pytest --ignore=tests/vllm -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
 test-vllm: env $(VLLM)/ready ## the tests with a real vLLM on CPU (an environment of its own, 2 GB)
 	@$(BIN)/python -m pytest tests/vllm $(ARGS)

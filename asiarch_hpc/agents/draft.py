@@ -76,3 +76,14 @@ def difference(old: str, new: str) -> str:
     if len(lines) > DIFF_LINES:
         lines = [*lines[:DIFF_LINES], f"… {len(lines) - DIFF_LINES} further lines"]
     return "\n".join(lines) or "(nothing)"
+
+
+def bare(source: str) -> str:
+    """A source without comments and docstrings: what it computes, and nothing that it says of itself."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
+            node, clean=False
+        ):
+            node.body = node.body[1:] or [ast.Pass()]
+    return ast.unparse(ast.fix_missing_locations(tree)) + "\n"

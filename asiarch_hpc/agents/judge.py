@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping
+from dataclasses import replace
 
 from asiarch_hpc.agents.casefile import CaseFile, Standard
+from asiarch_hpc.agents.draft import bare
 from asiarch_hpc.agents.llm import LanguageModels
 from asiarch_hpc.agents.prompt import render
 from asiarch_hpc.agents.replies import Grades
@@ -38,7 +40,7 @@ def judge(
     anchors = [stats.name for stats in standard.baselines]
     prompt = render(
         "judge",
-        case=case,
+        case=replace(case, source=bare(case.source)),
         parent=parent,
         standard=standard,
         anchors=[anchors[0], anchors[-1]],

@@ -45,7 +45,7 @@ def mark(folder: Path, name: str) -> Path:
 
 
 def test_jobs_run_are_seen_by_name_and_end(folder: Path) -> None:
-    here = scheduler(folder, seconds=3.0)
+    here = scheduler(folder, seconds=6.0)  # longer than a busy machine takes to start two processes
     assert len(here.submit("run-train-0", [request("run-train-0_0", cpus=3), request("run-train-0_1")])) == 2
     assert set(here.query()) == {"run-train-0_0", "run-train-0_1"}
     wait_for(lambda: mark(folder, "run-train-0_0.ended").exists() and mark(folder, "run-train-0_1.ended").exists(), 60)
