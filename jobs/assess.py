@@ -48,7 +48,7 @@ def run(attempt: Attempt, arguments: Json, speaker: Callable[..., Speaker] | Non
     siblings = [cases.of(sibling) for sibling in arguments["siblings"]]
     problems: list[str] = []
     seed = f"asiarch/{space.config.search.seed}/assess/{identifier}"
-    with open_team(space, attempt, tokens=arguments["tokens"], seed=seed, speaker=speaker) as team:
+    with open_team(space, attempt, kind="assess", tokens=arguments["tokens"], seed=seed, speaker=speaker) as team:
         if found.analysis is None:
             found = _try(found, problems, lambda: _analysis(team, space, case, parent, siblings, standard))
         if arguments["judge"] and found.judge is None:

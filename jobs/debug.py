@@ -39,7 +39,7 @@ def run(attempt: Attempt, arguments: Json, speaker: Callable[..., Speaker] | Non
     seed = f"asiarch/{space.config.search.seed}/debug/{failed}"
     changes: list[str] = []
     with (
-        open_team(space, attempt, tokens=arguments["tokens"], seed=seed, speaker=speaker) as team,
+        open_team(space, attempt, kind="debug", tokens=arguments["tokens"], seed=seed, speaker=speaker) as team,
         scratch_folder() as folder,
     ):
         known, chain = cases.known(), _chain(attempt.layout, failed)

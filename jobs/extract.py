@@ -31,7 +31,9 @@ def run(attempt: Attempt, arguments: Json) -> Json:
     """Extracts with the run's servers; the exchanges stay with the run's transcripts."""
     space = Workspace.of(attempt.layout)
     paper, folder = Path(arguments["paper"]), Path(arguments["folder"])
-    with open_team(space, attempt, tokens=arguments.get("tokens", 0), seed=f"asiarch/extract/{paper.name}") as team:
+    with open_team(
+        space, attempt, kind="propose", tokens=arguments.get("tokens", 0), seed=f"asiarch/extract/{paper.name}"
+    ) as team:
         path = extract_file(paper, team.models, folder)
         return {"entry": str(path), "tokens": team.spending.tokens}
 

@@ -44,7 +44,7 @@ def candidate(attempt: Attempt, arguments: Json, speaker: Callable[..., Speaker]
     selection = policy(search.policy, search).select(pool, search.seed_designs, random.Random(f"{seed}/selection"))
     shown = [cases.chosen(choice) for choice in (selection.parent, *selection.references)]
     with (
-        open_team(space, attempt, tokens=arguments["tokens"], seed=seed, speaker=speaker) as team,
+        open_team(space, attempt, kind="propose", tokens=arguments["tokens"], seed=seed, speaker=speaker) as team,
         scratch_folder() as folder,
     ):
         known = cases.known()

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import random
 import time
@@ -18,14 +19,16 @@ from asiarch_hpc.agents.exchange import Exchange
 from asiarch_hpc.agents.key import read_key
 from asiarch_hpc.agents.llm import LanguageModels, Speaker, Spending
 from asiarch_hpc.agents.speakers import Endpoint, Servers
-from asiarch_hpc.config import AgentsConfig
+from asiarch_hpc.config import AgentsConfig, Config
 from asiarch_hpc.errors import AgentError, RecordError, ServiceError
 from asiarch_hpc.knowledge.embedding import Embedder, embedder_of
-from asiarch_hpc.records import Json, Service, from_json
+from asiarch_hpc.records import JobKind, Json, Service, from_json
 from asiarch_hpc.store.files import read_json
 from asiarch_hpc.store.layout import RunLayout
 from jobs.entry import Attempt
 from jobs.workspace import Workspace
+
+LAST_SECONDS = 10.0  # of a job: to write what it has
 
 
 @dataclass
@@ -53,11 +56,18 @@ class Team:
 
 @contextlib.contextmanager
 def open_team(
-    space: Workspace, attempt: Attempt, *, tokens: int, seed: str, speaker: Callable[..., Speaker] | None = None
+    space: Workspace,
+    attempt: Attempt,
+    *,
+    kind: JobKind,
+    tokens: int,
+    seed: str,
+    speaker: Callable[..., Speaker] | None = None,
 ) -> Iterator[Team]:
     """A team for one job; what it cost is noted on an error that ends the job.
 
     Args:
+        kind: of the job; the conversation ends before its time limit, since it would begin anew after that.
         tokens: that the run's budget has left; 0 for no budget.
         seed: of everything that is drawn.
         speaker: makes whoever answers instead of the run's servers, from a callback that records exchanges.
@@ -98,7 +108,10 @@ def open_team(
                 stopped=attempt.should_stop,
             ),
             rng=rng,
-            spending=Spending(min(agents.tokens_per_job, tokens) if tokens else agents.tokens_per_job),
+            spending=Spending(
+                min(agents.tokens_per_job, tokens) if tokens else agents.tokens_per_job,
+                _time_left(space.config, kind) if speaker is None else lambda: math.inf,
+            ),
         )
         stack.callback(models.close)
         embedder = embedder_of(agents.embedding, url=lambda: _one(directory(embeddings=True)), key=key)
@@ -107,6 +120,14 @@ def open_team(
         except AgentError as error:
             error.tokens = models.spending.tokens
             raise
+
+
+def _time_left(config: Config, kind: JobKind) -> Callable[[], float]:
+    """Seconds that a job of this kind has left for its conversation, from now on."""
+    minutes = getattr(config.executor, kind).timeout_min
+    warning = min(config.executor.signal_seconds, minutes * 20)  # as the schedulers have it
+    end = time.monotonic() + minutes * 60 - warning - LAST_SECONDS
+    return lambda: end - time.monotonic()
 
 
 def collect_exchanges(layout: RunLayout, work: str, rows: Sequence[Json]) -> list[Json]:

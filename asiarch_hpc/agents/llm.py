@@ -8,6 +8,7 @@ spoiled, keeps the budgets, and records every exchange. Who asks for what is in 
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -61,9 +62,11 @@ class Speaker(Protocol):
 
 @dataclass(slots=True)
 class Spending:
-    """What a job has used so far, and may use. Seconds are those of waiting for models."""
+    """What a job has used so far, and may use. Seconds are those of waiting for models; `left_s` tells how long the job
+    still has."""
 
     limit: int
+    left_s: Callable[[], float] = lambda: math.inf
     tokens: int = 0
     calls: int = 0
     seconds: float = 0.0
@@ -166,13 +169,15 @@ class LanguageModels:
             raise AgentError(
                 "budget", f"{role}: {self.spending.tokens} tokens used, agents.tokens_per_job={self.spending.limit}"
             )
+        if (left_s := self.spending.left_s()) <= 0:
+            raise AgentError("time", f"{role}: the job's time is used up; raise executor.<kind>.timeout_min")
         question = Question(
             role=role,
             model=model,
             messages=plain_messages(messages, info.instructions),
             temperature=settings.temperature,
             max_tokens=min(settings.max_tokens, self.spending.left),
-            timeout_s=settings.timeout_s,
+            timeout_s=min(settings.timeout_s, left_s),
             parameters=info.model_request_parameters,
             history=messages,
         )

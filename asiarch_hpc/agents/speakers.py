@@ -12,7 +12,7 @@ import math
 import random
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -34,11 +34,12 @@ from asiarch_hpc.agents.exchange import Exchange, Question
 from asiarch_hpc.agents.llm import PROFILE
 from asiarch_hpc.agents.prompt import Prompt
 from asiarch_hpc.config import AgentsConfig
-from asiarch_hpc.errors import AgentError, ServiceError
+from asiarch_hpc.errors import AgentError, ServiceError, StoppedError
 
 BYTES_PER_TOKEN = 3.0  # of the estimate without a tokenizer; English and code have more, so it errs to the safe side
 TRUNCATED_TRIES = 2  # of a question whose reply runs to its limit of tokens
 CONNECT_SECONDS = 10.0  # for a connection: a lost node never answers, and its server is listed for a while
+STOP_SECONDS = 0.5  # between two looks whether the job shall end
 LOOK_SECONDS = 5.0  # between two looks for a server
 AVOID_SECONDS = 30.0  # that a server which failed is left alone, where there is another
 
@@ -91,6 +92,7 @@ class Servers:
             self._models.pop(endpoint.url, None)  # it may come back as another one
             self._avoid[endpoint.url] = self.clock() + wait + AVOID_SECONDS
             await self.sleep(wait)
+            self._check_stop()
             waited += wait
         raise AssertionError("the last try returns or raises")
 
@@ -129,7 +131,8 @@ class Servers:
             fresh = [pair for pair in known if self._avoid.get(pair[0].url, -math.inf) <= self.clock()]
             if fresh or known:
                 return self.rng.choice(fresh or known)
-            if self.clock() >= deadline or self.stopped():
+            self._check_stop()
+            if self.clock() >= deadline:
                 raise ServiceError(
                     f"no server of model {model or '(any)'} was up for agents.wait_s={self.config.wait_s:g} seconds; "
                     "look into the run's services/ and the logs of its serve jobs, or at agents.endpoints"
@@ -176,7 +179,9 @@ class Servers:
         )
         try:
             async with asyncio.timeout(question.timeout_s):
-                response = await self._request(self._client(endpoint.url, model), question)
+                response = await self._unless_stopped(self._request(self._client(endpoint.url, model), question))
+        except StoppedError:
+            raise
         except Exception as error:
             cause, text, pause = _classify(error, question.timeout_s)
             return self._failed(exchange, cause, text, began), pause
@@ -197,6 +202,21 @@ class Servers:
         if not exchange.reply.strip():
             return self._failed(exchange, "reply.empty", "the reply is empty", began), 0.0
         return replace(exchange, seconds=round(self.clock() - began, 3)), 0.0
+
+    async def _unless_stopped(self, answer: Coroutine[Any, Any, ModelResponse]) -> ModelResponse:
+        """The answer, or StoppedError within a moment after the job was told to end."""
+        task = asyncio.ensure_future(answer)
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=STOP_SECONDS)
+                self._check_stop()
+            return task.result()
+        finally:
+            task.cancel()
+
+    def _check_stop(self) -> None:
+        if self.stopped():
+            raise StoppedError("told to stop in the middle of a conversation, which begins anew in the next start")
 
     def _failed(self, exchange: Exchange, cause: str, text: str, began: float) -> Exchange:
         return replace(exchange, cause=cause, error=self._clean(text)[:2000], seconds=round(self.clock() - began, 3))

@@ -105,7 +105,7 @@ class AgentsConfig:
     debug_attempts: int = 3  # designs sent back after a failed training
     judge_samples: int = 3
     siblings: int = 3  # of the same parent, shown to the analyst
-    wait_s: float = 1800.0  # while no endpoint is up
+    wait_s: float = 900.0  # while no endpoint is up; then the job ends and is started again
     tokens_per_job: int = 400_000
     tokens: int = 0  # budget of the whole run; 0: none
     gpu_seconds: float = 0.0  # budget of trainings and servers; 0: none

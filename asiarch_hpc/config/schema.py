@@ -218,7 +218,7 @@ class ResourceConfig:
     slurm: dict[str, Any] = field(default_factory=dict)
 
 
-def _train_resources() -> ResourceConfig:
+def _an_hour() -> ResourceConfig:
     return ResourceConfig(timeout_min=60.0)
 
 
@@ -237,9 +237,9 @@ class ExecutorConfig:
     signal_seconds: int = 90  # warning before a time limit
     lost_grace_seconds: float = 15.0  # wait for a result file after a job left the queue
     command_seconds: float = 30.0  # longest wait for one answer of Slurm
-    propose: ResourceConfig = field(default_factory=ResourceConfig)
-    train: ResourceConfig = field(default_factory=_train_resources)
-    debug: ResourceConfig = field(default_factory=ResourceConfig)
+    propose: ResourceConfig = field(default_factory=_an_hour)
+    train: ResourceConfig = field(default_factory=_an_hour)
+    debug: ResourceConfig = field(default_factory=_an_hour)
     assess: ResourceConfig = field(default_factory=ResourceConfig)
     serve: ResourceConfig = field(default_factory=_serve_resources)
 

@@ -19,8 +19,9 @@ from asiarch_hpc.agents.llm import LanguageModels, Spending
 from asiarch_hpc.agents.prompt import Prompt
 from asiarch_hpc.agents.speakers import Endpoint, Transcript, estimate_tokens
 from asiarch_hpc.config import AgentsConfig
-from asiarch_hpc.errors import AgentError, ServiceError
+from asiarch_hpc.errors import AgentError, ServiceError, StoppedError
 from tests.agents.behaviours import (
+    Hang,
     Reset,
     Status,
     Text,
@@ -208,3 +209,27 @@ def test_a_server_that_comes_back_with_another_model_is_asked_for_that(talk: Con
         one.speaker.sleep = sleep
         assert one.models.ask("judge", PROMPT, OPINION) == ANSWER
     assert [exchange.model for exchange in one.exchanges] == ["before", "after"]
+
+
+def test_a_job_that_is_told_to_end_does_not_wait_for_its_reply(talk: Connect) -> None:
+    with ScriptedServer(Hang(60.0)) as server:
+        one = talk(server, timeout_s=60.0)
+        told = time.monotonic() + 0.3
+        one.speaker.stopped = lambda: time.monotonic() > told
+        began = time.monotonic()
+        with pytest.raises(StoppedError):
+            one.models.ask("judge", PROMPT, OPINION)
+    assert time.monotonic() - began < 20
+    assert one.exchanges == []
+
+
+def test_a_job_asks_nothing_more_when_its_time_is_used_up(talk: Connect) -> None:
+    with ScriptedServer(GOOD) as server:
+        one = talk(server)
+        one.models.spending.left_s = lambda: 0.0
+        with pytest.raises(AgentError, match="time is used up") as found:
+            one.models.ask("judge", PROMPT, OPINION)
+        assert found.value.cause == "time"
+        assert server.chats == []
+        one.models.spending.left_s = lambda: 30.0
+        assert one.models.ask("judge", PROMPT, OPINION) == ANSWER
