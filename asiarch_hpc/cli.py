@@ -64,7 +64,7 @@ def explore(options: argparse.Namespace) -> int:
             print("stopped. The same command resumes the run.")
             return 130
         except (FatalJobError, TrainingError):
-            controller.cancel_local_jobs()
+            controller.abandon()
             raise
         except StopRequestedError as error:
             print(f"{error}: the controller ends, its jobs go on; the same command resumes the run", flush=True)

@@ -57,7 +57,6 @@ class AgentError(AsiarchError, RuntimeError):
     def __init__(self, cause: str, message: str) -> None:
         super().__init__(message)
         self.cause = cause
-        self.tokens = 0  # that the job had used by then
 
 
 class StoppedError(AsiarchError):
@@ -65,4 +64,8 @@ class StoppedError(AsiarchError):
 
 
 class ServiceError(AsiarchError, ConnectionError):
-    """No language-model server can be reached: nobody's design is at fault, the same job may succeed later."""
+    """A language-model server failed, or gave no answer however often it was asked."""
+
+
+class NoServerError(ServiceError):
+    """No language-model server is up: nobody is at fault, and the same job waits for one again."""

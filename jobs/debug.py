@@ -18,7 +18,7 @@ from jobs.casefiles import CaseFiles
 from jobs.entry import Attempt
 from jobs.novelty import Novelty, refuse
 from jobs.research import Development, scratch_folder, spent
-from jobs.storing import now, store
+from jobs.storing import now, store, written_before
 from jobs.team import open_team
 from jobs.workspace import Workspace
 
@@ -32,6 +32,8 @@ def run(attempt: Attempt, arguments: Json, speaker: Callable[..., Speaker] | Non
     """
     space = Workspace.of(attempt.layout)
     failed, slot, number = arguments["experiment"], arguments["slot"], arguments["attempt"]
+    if (found := written_before(attempt, slot, number)) is not None:
+        return found
     cases = CaseFiles(space)
     case, record = cases.of(failed), read_experiment(attempt.layout.experiment(failed))
     cause, error = failure_of(attempt.layout, failed)

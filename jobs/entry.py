@@ -26,6 +26,7 @@ from asiarch_hpc.errors import (
     CorpusError,
     DesignError,
     EvaluationError,
+    NoServerError,
     SandboxError,
     StoppedError,
     StoreError,
@@ -120,7 +121,9 @@ class Entry:
         except StoppedError as error:
             if _requeue(attempt):
                 return
-            message = {"status": "interrupted", "message": str(error)}
+            message = {"status": "interrupted", "message": str(error), "tokens": getattr(error, "tokens", 0)}
+        except NoServerError as error:
+            message = _failure("away", error)
         except FATAL as error:
             message = _failure("fatal", error)
         except DESIGN_FAULT as error:

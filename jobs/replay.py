@@ -117,10 +117,16 @@ def _link(source: ExperimentLayout, target: ExperimentLayout, *, assessed: bool)
             os.symlink(path, target.root / path.name)
 
 
+def _last_attempt(path: Path, work: str) -> list[Json]:
+    """Rows of the attempt that made the design; those of earlier ones stand before them."""
+    rows = [row for row in read_rows(path) if row.get("work") == work]
+    return [row for row in rows if row["token"] == rows[-1]["token"]]
+
+
 def _compare(old: ExperimentLayout, new: ExperimentLayout, work: str) -> Iterator[Compared]:
     readers: dict[Path, Callable[[ExperimentLayout], Any]] = {
         old.gate: lambda folder: from_json(GateReport, read_json(folder.gate), source=str(folder.gate)),
-        old.exchanges: lambda folder: [row for row in read_rows(folder.exchanges) if row["work"] == work],
+        old.exchanges: lambda folder: _last_attempt(folder.exchanges, work),
     }
     written = (
         old.record,

@@ -23,7 +23,7 @@ from jobs.casefiles import CaseFiles, identifier
 from jobs.entry import Attempt
 from jobs.examine import examine
 from jobs.novelty import Look, Novelty, refuse
-from jobs.storing import now, store
+from jobs.storing import now, store, written_before
 from jobs.team import Team, open_team
 from jobs.workspace import Workspace
 
@@ -37,6 +37,8 @@ def candidate(attempt: Attempt, arguments: Json, speaker: Callable[..., Speaker]
     """
     space = Workspace.of(attempt.layout)
     slot, number, generation = arguments["slot"], arguments["attempt"], arguments["generation"]
+    if (found := written_before(attempt, slot, number)) is not None:
+        return found
     search = space.config.search
     seed = f"asiarch/{search.seed}/llm/{population.batch_of(slot, search)}/{population.element(slot, number, search)}"
     cases = CaseFiles(space)
@@ -56,6 +58,7 @@ def candidate(attempt: Attempt, arguments: Json, speaker: Callable[..., Speaker]
             standard=cases.standard(pool.baselines),
             rules=Rules.of(space.config.gate, attention=space.config.scale.attention),
             known=known,
+            taken={*search.seed_designs, space.config.baselines.reference, space.config.baselines.upper},
             tree=cases.tree(selection.parent),
             max_height=search.operators.max_height,
             rng=random.Random(f"{seed}/edit"),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Sequence
 
 from asiarch_hpc.agents.draft import Draft
+from asiarch_hpc.errors import RecordError
 from asiarch_hpc.records import Experiment, GateReport, Json, from_json, to_json
 from asiarch_hpc.store.experiments import read_experiment, write_experiment
 from asiarch_hpc.store.files import read_json
@@ -47,6 +49,24 @@ def store(
         report = from_json(GateReport, read_json(folder.gate), source=str(folder.gate))
     if rows:
         drop_transcripts(attempt.layout, attempt.work)
+    return _payload(record, report, (proposal or {}).get("tokens", 0))
+
+
+def written_before(attempt: Attempt, slot: int, number: int) -> Json | None:
+    """The payload of a design that an earlier job wrote for this place, and died before it could say so."""
+    if (attempt.submission, attempt.restart) == (1, 0):
+        return None
+    for folder in attempt.layout.all_experiments():
+        with contextlib.suppress(RecordError):
+            record = read_experiment(folder)
+            if (record.slot, record.attempt) == (slot, number):
+                report = from_json(GateReport, read_json(folder.gate), source=str(folder.gate))
+                proposal = read_json(folder.proposal)
+                return _payload(record, report, proposal.get("tokens", 0))
+    return None
+
+
+def _payload(record: Experiment, report: GateReport, tokens: int) -> Json:
     return {
         "duplicate": False,
         "id": record.id,
@@ -56,7 +76,7 @@ def store(
         "operator": record.operator,
         "proposer": record.proposer,
         "parents": list(record.parents),
-        "tokens": (proposal or {}).get("tokens", 0),
+        "tokens": tokens,
         "gate": to_json(report),
     }
 

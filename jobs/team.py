@@ -20,7 +20,7 @@ from asiarch_hpc.agents.key import read_key
 from asiarch_hpc.agents.llm import LanguageModels, Speaker, Spending
 from asiarch_hpc.agents.speakers import Endpoint, Servers
 from asiarch_hpc.config import AgentsConfig, Config
-from asiarch_hpc.errors import AgentError, RecordError, ServiceError
+from asiarch_hpc.errors import NoServerError, RecordError
 from asiarch_hpc.knowledge.embedding import Embedder, embedder_of
 from asiarch_hpc.records import JobKind, Json, Service, from_json
 from asiarch_hpc.store.files import read_json
@@ -117,8 +117,8 @@ def open_team(
         embedder = embedder_of(agents.embedding, url=lambda: _one(directory(embeddings=True)), key=key)
         try:
             yield Team(models, embedder, rows, note)
-        except AgentError as error:
-            error.tokens = models.spending.tokens
+        except Exception as error:
+            vars(error)["tokens"] = models.spending.tokens  # the job's message tells what it cost
             raise
 
 
@@ -206,7 +206,7 @@ def _past_proxies(url: str) -> None:
 
 def _one(endpoints: Sequence[Endpoint]) -> str:
     if not endpoints:
-        raise ServiceError("no server of embeddings is up; look into the run's services/, or at agents.endpoints")
+        raise NoServerError("no server of embeddings is up; look into the run's services/, or at agents.endpoints")
     return endpoints[0].url
 
 

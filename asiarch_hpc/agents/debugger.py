@@ -8,7 +8,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import replace
 
 from asiarch_hpc.agents.casefile import CaseFile, thinned
-from asiarch_hpc.agents.draft import Draft, written_form, written_source
+from asiarch_hpc.agents.draft import Draft, check_extent, written_form, written_source
 from asiarch_hpc.agents.llm import LanguageModels
 from asiarch_hpc.agents.prompt import render
 from asiarch_hpc.agents.replies import Repair
@@ -17,6 +17,7 @@ from asiarch_hpc.agents.researcher import Rules
 from asiarch_hpc.designs.hashing import design_id
 
 ERROR_LINES = 60
+REPAIRED = "_repaired"  # behind the name of a design whose training once failed
 # Frames of the training program and of libraries say nothing about the design; its own file is named by its id.
 _FRAME = re.compile(r'^\s*File "([^"]*)", line \d+')
 _OWN = re.compile(r"asiarch_design_[0-9a-f]+|<design|architecture\.py")
@@ -47,7 +48,9 @@ def repair(
     base = case.source if broken is None else broken.source
 
     def check(found: Repair) -> None:
-        identity = design_id(written_source(found.source, found.diff, base))
+        source = written_source(found.source, found.diff, base)
+        check_extent(found.diagnosis + found.change, source)
+        identity = design_id(source)
         if identity == case.id or identity in known:
             raise ReplyError("this source is, up to formatting, the one that failed, or another design of the search")
 
@@ -67,8 +70,9 @@ def repair(
     found = models.ask("debugger", prompt, reply)
     source = written_source(found.source, found.diff, base)
     change = f"{found.diagnosis.strip()} {found.change.strip()}"
+    name = case.name if case.name.endswith(REPAIRED) else f"{case.name}{REPAIRED}"
     motivation = f"{case.motivation.strip()}\n\nRepaired after its training ended with {cause}: {change}"
-    return Draft(name=case.name, motivation=motivation, source=source, form=written_form(source)), change
+    return Draft(name=name, motivation=motivation, source=source, form=written_form(source)), change
 
 
 def essential(error: str) -> str:

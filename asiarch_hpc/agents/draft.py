@@ -14,6 +14,10 @@ from asiarch_hpc.records import Form
 
 CLASSES = {"program": "DeltaNet", "tree": "Block"}
 DIFF_LINES = 400  # of a difference that a prompt shows
+# A design is shown to other agents, whose prompts must have room for it.
+MOTIVATION_CHARACTERS = 3_000
+SOURCE_CHARACTERS = 48_000
+STRING_CHARACTERS = 40  # of a string in a source that the judge reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,16 @@ def written_source(source: str, diff: str, base: str) -> str:
     return text
 
 
+def check_extent(motivation: str, source: str) -> None:
+    """Raises ReplyError for a design that is too long to be shown to others."""
+    for what, text, limit in (
+        ("motivation", motivation, MOTIVATION_CHARACTERS),
+        ("source", source, SOURCE_CHARACTERS),
+    ):
+        if len(text) > limit:
+            raise ReplyError(f"the {what} has {len(text)} characters, at most {limit} were expected; shorten it")
+
+
 def written_form(source: str) -> Form:
     """Which form a source has.
 
@@ -79,11 +93,22 @@ def difference(old: str, new: str) -> str:
 
 
 def bare(source: str) -> str:
-    """A source without comments and docstrings: what it computes, and nothing that it says of itself."""
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(
-            node, clean=False
-        ):
-            node.body = node.body[1:] or [ast.Pass()]
-    return ast.unparse(ast.fix_missing_locations(tree)) + "\n"
+    """A source without comments, docstrings and long strings: what it computes, and nothing that it says of itself."""
+    return ast.unparse(ast.fix_missing_locations(_Bare().visit(ast.parse(source)))) + "\n"
+
+
+class _Bare(ast.NodeTransformer):
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        if isinstance(node.value, ast.Constant | ast.JoinedStr):
+            return None
+        return self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        long = isinstance(node.value, str) and len(node.value) > STRING_CHARACTERS
+        return ast.copy_location(ast.Constant("…"), node) if long else node
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        if getattr(node, "body", None) == [] and not isinstance(node, ast.Module):
+            node.body = [ast.Pass()]  # type: ignore[attr-defined]
+        return node

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +26,8 @@ class Question:
     timeout_s: float
     parameters: ModelRequestParameters
     history: list[ModelMessage]
+    left_s: Callable[[], float] = lambda: math.inf  # that the job has; asked before every try
+    left_tokens: Callable[[], int] = lambda: sys.maxsize
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -165,21 +165,18 @@ class LanguageModels:
     async def _speak(
         self, role: str, model: str, settings: RoleConfig, messages: list[ModelMessage], info: AgentInfo
     ) -> ModelResponse:
-        if self.spending.left <= 0:
-            raise AgentError(
-                "budget", f"{role}: {self.spending.tokens} tokens used, agents.tokens_per_job={self.spending.limit}"
-            )
-        if (left_s := self.spending.left_s()) <= 0:
-            raise AgentError("time", f"{role}: the job's time is used up; raise executor.<kind>.timeout_min")
+        messages = [messages[0], *messages[-2:]] if len(messages) > 3 else messages  # earlier repairs say no more
         question = Question(
             role=role,
             model=model,
             messages=plain_messages(messages, info.instructions),
             temperature=settings.temperature,
-            max_tokens=min(settings.max_tokens, self.spending.left),
-            timeout_s=min(settings.timeout_s, left_s),
+            max_tokens=settings.max_tokens,
+            timeout_s=settings.timeout_s,
             parameters=info.model_request_parameters,
             history=messages,
+            left_s=self.spending.left_s,
+            left_tokens=lambda: self.spending.left,
         )
         exchange = await self.speaker.answer(question, self.spending.add)
         usage = RequestUsage(input_tokens=exchange.tokens_in, output_tokens=exchange.tokens_out)

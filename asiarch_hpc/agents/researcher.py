@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from asiarch_hpc.agents.casefile import CaseFile, Standard, thinned
-from asiarch_hpc.agents.draft import Draft, written_form, written_source
+from asiarch_hpc.agents.draft import Draft, check_extent, written_form, written_source
 from asiarch_hpc.agents.llm import LanguageModels
 from asiarch_hpc.agents.operations import operations
 from asiarch_hpc.agents.prompt import Prompt, render
@@ -76,6 +76,7 @@ class Researcher:
     standard: Standard
     rules: Rules
     known: AbstractSet[str]
+    taken: AbstractSet[str] = frozenset()  # names that would lend a design what others earned
     tree: UnitTree | None = None
     max_height: int = 8
     rng: random.Random = field(default_factory=random.Random)
@@ -147,6 +148,9 @@ class Researcher:
 
         def check(found: ProgramReply) -> None:
             source = written_source(found.source, found.diff, text)
+            check_extent(found.motivation, source)
+            if found.name in self.taken:
+                raise ReplyError(f"the name {found.name} is that of another design; give it one of its own")
             identity = design_id(source)
             if identity in self.known or identity == self.parent.id:
                 raise ReplyError("this source is, up to formatting, that of a design that exists in this search")

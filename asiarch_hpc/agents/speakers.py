@@ -34,11 +34,13 @@ from asiarch_hpc.agents.exchange import Exchange, Question
 from asiarch_hpc.agents.llm import PROFILE
 from asiarch_hpc.agents.prompt import Prompt
 from asiarch_hpc.config import AgentsConfig
-from asiarch_hpc.errors import AgentError, ServiceError, StoppedError
+from asiarch_hpc.errors import AgentError, ConfigError, NoServerError, ServiceError, StoppedError
 
 BYTES_PER_TOKEN = 3.0  # of the estimate without a tokenizer; English and code have more, so it errs to the safe side
 TRUNCATED_TRIES = 2  # of a question whose reply runs to its limit of tokens
 CONNECT_SECONDS = 10.0  # for a connection: a lost node never answers, and its server is listed for a while
+AGAIN = (408, 409, 425, 429)  # statuses after which another try may help
+LEAST_TOKENS = 16  # of a reply that is worth asking for
 STOP_SECONDS = 0.5  # between two looks whether the job shall end
 LOOK_SECONDS = 5.0  # between two looks for a server
 AVOID_SECONDS = 30.0  # that a server which failed is left alone, where there is another
@@ -74,6 +76,7 @@ class Servers:
     async def answer(self, question: Question, used: Callable[[Exchange], None]) -> Exchange:
         waited, truncated = 0.0, 0
         for attempt in range(self.config.retries + 1):
+            question = self._bounded(question)
             began = self.clock()
             endpoint, model = await self._find(question.model)
             waited += self.clock() - began
@@ -87,7 +90,7 @@ class Servers:
             last = attempt == self.config.retries or truncated >= TRUNCATED_TRIES or pause is None
             self.record(replace(exchange, final=last))
             if last:
-                raise AgentError(exchange.cause, f"{question.role}: {exchange.error}")
+                raise _as_error(exchange)
             wait = self._backoff(attempt, pause or 0.0)
             self._models.pop(endpoint.url, None)  # it may come back as another one
             self._avoid[endpoint.url] = self.clock() + wait + AVOID_SECONDS
@@ -95,6 +98,28 @@ class Servers:
             self._check_stop()
             waited += wait
         raise AssertionError("the last try returns or raises")
+
+    def _bounded(self, question: Question) -> Question:
+        """The question within what the job has left of its time and tokens.
+
+        Raises:
+            AgentError: `time` or `budget`, when nothing is left for an answer.
+        """
+        left_s, prompt = question.left_s(), sum(estimate_tokens(m["content"]) for m in question.messages)
+        if left_s <= 0:
+            raise AgentError("time", f"{question.role}: the job's time is used up; raise executor.<kind>.timeout_min")
+        left = question.left_tokens() - prompt
+        if left < LEAST_TOKENS:
+            raise AgentError(
+                "budget",
+                f"{question.role}: {question.left_tokens()} tokens are left to this job, its prompt has {prompt}; "
+                f"raise agents.tokens_per_job={self.config.tokens_per_job}",
+            )
+        return replace(
+            question,
+            timeout_s=min(question.timeout_s, left_s),
+            max_tokens=min(question.max_tokens, left),
+        )
 
     def fits(self, prompt: Prompt, model: str, room: int) -> bool:
         return self.count(prompt.system + prompt.user, model) <= room
@@ -133,7 +158,7 @@ class Servers:
                 return self.rng.choice(fresh or known)
             self._check_stop()
             if self.clock() >= deadline:
-                raise ServiceError(
+                raise NoServerError(
                     f"no server of model {model or '(any)'} was up for agents.wait_s={self.config.wait_s:g} seconds; "
                     "look into the run's services/ and the logs of its serve jobs, or at agents.endpoints"
                 )
@@ -259,6 +284,28 @@ def estimate_tokens(text: str) -> int:
     return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
 
+def _as_error(exchange: Exchange) -> AgentError | ServiceError | ConfigError:
+    """What the last failed try means: the user must act, the server is at fault, or the reply is; with its cause."""
+    text = f"{exchange.role}: {exchange.error}"
+    error: AgentError | ServiceError | ConfigError
+    if exchange.cause in ("model.http_401", "model.http_402", "model.http_403"):
+        error = ConfigError(f"{exchange.endpoint} refuses this run, look at agents.api_key_env: {text}")
+    elif exchange.cause == "model.http_404":
+        error = ConfigError(f"{exchange.endpoint} does not serve {exchange.model!r}, look at agents.model: {text}")
+    elif exchange.cause.startswith("model.") and not _useless(exchange.cause):
+        error = ServiceError(f"{text} (after the last try)")
+    else:
+        return AgentError(exchange.cause, text)
+    vars(error)["cause"] = exchange.cause
+    return error
+
+
+def _useless(cause: str) -> bool:
+    """Whether another try would meet the same status."""
+    code = cause.removeprefix("model.http_")
+    return code.isdigit() and int(code) < 500 and int(code) not in AGAIN
+
+
 def _classify(error: Exception, timeout_s: float) -> tuple[str, str, float | None]:
     """Cause, text, and the least pause before another try (None: it would fail again)."""
     if isinstance(error, ModelContextWindowExceededError):
@@ -266,7 +313,7 @@ def _classify(error: Exception, timeout_s: float) -> tuple[str, str, float | Non
     if isinstance(error, ModelHTTPError):
         code = error.status_code
         text = f"status {code}: {error.body if error.body is not None else error}"
-        if code in (408, 409, 425, 429) or code >= 500:
+        if code in AGAIN or code >= 500:
             return f"model.http_{code}", text, error.retry_after or 0.0
         return f"model.http_{code}", text, None
     if isinstance(error, TimeoutError):
@@ -297,7 +344,7 @@ class Transcript:
             if not exchange.error:
                 return exchange
             if exchange.final:
-                raise AgentError(exchange.cause, f"{question.role}: {exchange.error}")
+                raise _as_error(exchange)
         raise AgentError("replay", f"{question.role}: the transcript has no further reply")
 
     def fits(self, prompt: Prompt, model: str, room: int) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from asiarch_hpc.config.agents import ServerConfig
 from asiarch_hpc.config.schema import Config
 from asiarch_hpc.errors import ConfigError
 
@@ -180,10 +181,41 @@ def _check_agents(config: Config) -> None:
             f"agents.servers: names {names}: different ones of a-z, 0-9 and dashes",
         ),
         (all(server.model for server in agents.servers), "agents.servers: a model for each"),
+        *(
+            (_minutes(server, config) * 60 >= server.handover_s + 60, _handover(server, config))
+            for server in agents.servers
+        ),
+        *((server.handover_s >= server.drain_s + 30, _handover(server, config)) for server in agents.servers),
+        *(
+            (
+                not _secrets(server),
+                f"agents.servers: {server.name}: {_secrets(server)} would be stored with the run; "
+                "$ASIARCH_API_KEY, and other variables of the shell that the jobs inherit,",
+            )
+            for server in agents.servers
+        ),
+        (not any("@" in url for url in agents.endpoints), "agents.endpoints: addresses without a password"),
     ]
     for holds, message in problems:
         if not holds:
             raise ConfigError(f"{message} was expected")
+
+
+def _minutes(server: ServerConfig, config: Config) -> float:
+    return server.timeout_min or config.executor.serve.timeout_min
+
+
+def _handover(server: ServerConfig, config: Config) -> str:
+    return (
+        f"agents.servers: {server.name}: handover_s={server.handover_s:g}, timeout_min={_minutes(server, config):g}, "
+        f"drain_s={server.drain_s:g}: a minute or more from start to hand-over, and handover_s of at least drain_s + 30"
+    )
+
+
+def _secrets(server: ServerConfig) -> list[str]:
+    """Names of settings that look like secrets; a run's record is no place for them."""
+    words = [word for word in server.flags if word.startswith("--api-key")]
+    return words + [name for name in server.environment if re.search("KEY|TOKEN|SECRET|PASSWORD", name.upper())]
 
 
 def _check_sizes(config: Config) -> None:

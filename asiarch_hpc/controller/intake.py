@@ -8,7 +8,7 @@ import re
 import shutil
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ class Intake:
     job: str = ""
     fatal: str = ""
     died: str = ""
+    spent: Event = field(default_factory=dict)
 
 
 def read_inbox(layout: RunLayout, state: RunState) -> Iterator[Intake]:
@@ -107,20 +108,20 @@ def _intake(layout: RunLayout, state: RunState, path: Path, message: dict[str, A
     if newest_claim(layout, key) != token:
         return Intake(path, None, job=job)
     status = message["status"]
+    spent = {"seconds": message["seconds"], "tokens": message.get("tokens", 0)}
     if status == "interrupted":
-        return Intake(path, {"event": "interrupted", "key": key}, job=job)
+        return Intake(path, {"event": "interrupted", "key": key, **spent}, job=job)
     if status == "ok":
         return Intake(path, _result(busy, message), key=key, job=job)
     text = f"{message['message']}" + (f"\n{message['traceback']}" if message.get("traceback") else "")
     if status == "failed":
         event = failed(busy, message["cause"], text, stage=message["stage"])
-        spent = {"seconds": message["seconds"], "tokens": message.get("tokens", 0)}
         return Intake(path, {**event, **spent}, key=key, job=job)
     detail = f"{message['cause']}: {message['message']}"
-    if status == "fatal":
-        lost = {"event": "lost", "key": key, "interrupted": True, "detail": detail}
-        return Intake(path, lost, job=job, fatal=text)
-    return Intake(path, None, job=job, died=detail)
+    if status in ("fatal", "away"):  # not the work's fault: it is open again as it was
+        lost = {"event": "lost", "key": key, "interrupted": True, "detail": detail, **spent}
+        return Intake(path, lost, job=job, fatal=text if status == "fatal" else "")
+    return Intake(path, None, job=job, died=detail, spent=spent)
 
 
 def failed(busy: Busy, cause: str, message: str, *, stage: str, event: str = "failed") -> Event:

@@ -105,7 +105,7 @@ class Controller:
         idle = all(busy.kind == "serve" for busy in state.busy.values())
         if idle and population.plan(Population(state.slots, state.generations), search).done:
             return "complete"
-        if idle and (budget := works.spent(state, self.config)):
+        if idle and (budget := works.spent(state, self.config, self._clock())):
             return budget
         hours = self.config.limits.hours
         if hours > 0 and not self._clock() - state.started < hours * 3600:
@@ -135,8 +135,10 @@ class Controller:
         """Ends the jobs under way; they stop at a checkpoint where they can, and go on in the next start."""
         self._scheduler.cancel([busy.job for busy in self.state.busy.values()])
 
-    def cancel_local_jobs(self) -> None:
-        """Ends jobs that would go on unseen on the user's own machine; those of a cluster end by themselves."""
+    def abandon(self) -> None:
+        """Ends what would go on unseen: jobs on the user's own machine, and servers anywhere; other jobs of a cluster
+        end by themselves."""
+        self._end_servers([services.service_name(busy) for busy in services.all_servers(self.state)])
         if self._local:
             self.cancel_jobs()
 
@@ -186,7 +188,7 @@ class Controller:
                 self._keep_files(item)
                 self.record({**item.event, **self._gpu_seconds(item.event)})
             if item.died:
-                self._lose(self.state.busy[self.state.jobs[item.job]], item.died)
+                self._lose(self.state.busy[self.state.jobs[item.job]], item.died, item.spent)
             intake.settle(self.layout, item)
             if item.fatal:
                 raise FatalJobError(item.fatal)
@@ -218,9 +220,10 @@ class Controller:
             detail += f"; its log ends with: {words}"
         self._lose(busy, detail)
 
-    def _lose(self, busy: Busy, detail: str) -> None:
-        """A job died: its work is open again, unless too many of its jobs have died."""
-        lost = {"event": "lost", "key": busy.key, "interrupted": busy.interrupted, "detail": detail}
+    def _lose(self, busy: Busy, detail: str, spent: Event | None = None) -> None:
+        """A job died: its work is open again, unless too many of its jobs have died; `spent` is what it cost."""
+        lost = {"event": "lost", "key": busy.key, "interrupted": busy.interrupted, "detail": detail, **(spent or {})}
+        lost |= self._gpu_seconds(lost)
         if busy.interrupted or self.state.losses[busy.key] + 1 < self.config.limits.submissions:
             self.record(lost)
             return
@@ -228,7 +231,7 @@ class Controller:
         kind, cause = ("unassessed", "no assessment") if busy.kind == "assess" else ("gave_up", "job lost")
         event = intake.failed(busy, cause, text, stage="job", event=kind)
         self._write_failure(busy, event)
-        self.record(event)
+        self.record({**event, **(spent or {}), **self._gpu_seconds(lost)})
 
     def _score(self) -> None:
         if not self.state.stats and (stats := scoring.baselines(self.state, self.config)):
@@ -287,14 +290,21 @@ class Controller:
         busy = Counter(busy.kind for busy in self.state.busy.values())
         jobs = sum(busy.values()) - busy["serve"]
         room, capacity = self._scheduler.room(jobs), self._scheduler.room(0)
-        specs = works.wanted(self.state, self.config, capacity)
+        specs = works.wanted(self.state, self.config, capacity, self._clock())
         found: list[WorkSpec] = []
+        now, known = self._clock(), services.read_services(self.layout)
+        away = services.all_away(self.config, known, now)
+        talking = sum(works.talks(work.kind, work.work.get("proposer")) for work in self.state.busy.values())
         for spec in specs:
             limit = getattr(self.config.executor, spec.kind).max_jobs
+            talk = works.talks(spec.kind, spec.proposer)
+            # Trainings never wait for language models: one place at least is left to them.
+            if talk and (away or talking >= max(1, capacity - 1)):
+                continue
             if len(found) < room and (not limit or busy[spec.kind] < limit):
                 busy[spec.kind] += 1
+                talking += talk
                 found.append(spec)
-        now, known = self._clock(), services.read_services(self.layout)
         return [*services.wanted_servers(self.state, self.config, known, now), *found]
 
     def _submit(self) -> None:
@@ -306,7 +316,8 @@ class Controller:
             return
         self._check_disk()
         for kind, group in groupby(
-            sorted(specs, key=lambda spec: (spec.kind != "train", spec.kind)), key=lambda spec: spec.kind
+            sorted(specs, key=lambda spec: (spec.kind != "serve", spec.kind != "train", spec.kind)),
+            key=lambda spec: spec.kind,
         ):
             chosen = list(group)
             tag = f"{self._tag_prefix}-{self._lease.epoch}-{kind}-{self.state.tags}"
@@ -351,10 +362,11 @@ class Controller:
     def _gpu_seconds(self, event: Event) -> Event:
         """What a job's end costs the run's budget of GPU seconds."""
         busy = self.state.busy.get(event.get("key", ""))
-        if busy is None or busy.kind not in ("train", "serve") or "seconds" not in event:
+        ends = ("trained", "failed", "served", "lost", "interrupted")
+        if busy is None or event["event"] not in ends or not (gpus := works.gpus_of(busy, self.config)):
             return {}
-        gpus = getattr(self.config.executor, busy.kind).gpus
-        return {"gpu_seconds": round(event["seconds"] * gpus, 3)} if gpus else {}
+        seconds = event.get("seconds", self._clock() - busy.submitted)
+        return {"gpu_seconds": round(seconds * gpus, 3)}
 
     def _check_disk(self) -> None:
         free = shutil.disk_usage(self.layout.root).free / 1e6

@@ -28,7 +28,8 @@ def events_of(found: Scan, config: Config) -> list[Event]:
         if slot is None:
             continue
         if 0 <= slot < slot_limit(config.search) and 0 <= attempt < config.search.attempts:
-            slots[slot][attempt] = stored
+            # A job that died right after writing its experiment may have left one beside that which went on.
+            slots[slot][attempt] = max(slots[slot].get(attempt, stored), stored, key=_progress)
         else:
             message = f"experiment {stored.record.id}: slot {slot}, attempt {attempt} do not exist; it is left out"
             events.append({"event": "moved_aside", "message": message})
@@ -37,6 +38,8 @@ def events_of(found: Scan, config: Config) -> list[Event]:
             key = f"propose-{slot:05d}-{attempt:02d}"
             if attempt in attempts:
                 events += _experiment(attempts[attempt], key, config)
+                if attempt < max(attempts) and _hangs(attempts[attempt]):
+                    events.append(_refused(attempts[attempt]))
             else:
                 events.append({"event": "proposed", "key": key, "duplicate": True, "slot": slot, "attempt": attempt})
     return events
@@ -76,6 +79,30 @@ def _experiment(stored: StoredExperiment, key: str, config: Config) -> list[Even
         said = {"assessment": to_json(assessment), "tokens": assessment.tokens}
         events.append({"event": "assessed", "key": f"assess-{record.id}", "experiment": record.id, **said})
     return events
+
+
+def _progress(stored: StoredExperiment) -> tuple[bool, int]:
+    return stored.score is not None, len(stored.trials)
+
+
+def _hangs(stored: StoredExperiment) -> bool:
+    """Whether nothing in the tree says why the search went on to another attempt."""
+    return stored.gate.passed and stored.score is None and not any(trial.failure for trial in stored.trials)
+
+
+def _refused(stored: StoredExperiment) -> Event:
+    """The end of a design for which no grade or no score was to be had."""
+    record = stored.record
+    place = {"slot": record.slot, "attempt": record.attempt, "experiment": record.id, "trial": None}
+    text = "no grade or no score was to be had"
+    return {
+        "event": "failed",
+        "key": f"score-{record.id}",
+        "stage": "scoring",
+        "cause": "refused",
+        "message": text,
+        **place,
+    }
 
 
 def _whole(stored: StoredExperiment, config: Config) -> bool:

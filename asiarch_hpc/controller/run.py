@@ -20,7 +20,7 @@ from asiarch_hpc.controller.imported import refuse_imported
 from asiarch_hpc.controller.loop import Controller
 from asiarch_hpc.controller.rebuild import events_of
 from asiarch_hpc.controller.scheduler import JobRequest, Scheduler
-from asiarch_hpc.controller.state import RunState
+from asiarch_hpc.controller.state import Event, RunState
 from asiarch_hpc.errors import ConfigError, RecordError, StoreError
 from asiarch_hpc.store.experiments import scan
 from asiarch_hpc.store.files import move_aside, read_json, store_error, write_json
@@ -87,6 +87,9 @@ def rebuild(layout: RunLayout, config: Config) -> RunState:
     events = [{**event, "time": round(time.time(), 3)} for event in events_of(scan(layout), config)]
     for event in events:
         state.apply(event)
+    with contextlib.suppress(*_UNREADABLE):
+        events.append(_carried(load_state(layout, config), state))
+        state.apply(events[-1])
     fresh = layout.journal.with_name(".journal.rebuilt")
     fresh.unlink(missing_ok=True)
     Journal(fresh).append(*events)
@@ -98,6 +101,16 @@ def rebuild(layout: RunLayout, config: Config) -> RunState:
             move_aside(layout.journal)
     os.replace(fresh, layout.journal)
     return state
+
+
+def _carried(old: RunState, new: RunState) -> Event:
+    """Costs that the former journal knew of and the tree does not show: of lost proposals, of servers."""
+    return {
+        "event": "carried",
+        "tokens": max(0, old.tokens - new.tokens),
+        "gpu_seconds": max(0.0, old.gpu_seconds - new.gpu_seconds),
+        "time": round(time.time(), 3),
+    }
 
 
 def code_version() -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ def wanted_servers(state: RunState, config: Config, services: dict[str, Service]
     """Servers to start: where none holds a place, and a successor where the holder's time runs out."""
     for place in places(state, config):
         holders = place.holders
+        if state.outcomes.get(f"serve-{place.name(place.last)}") == "failed":
+            continue  # given up; the user's next start tries it again
         if not holders or (len(holders) == 1 and now >= _successor_at(place, services)):
             yield _spec(place, place.last + 1, config)
 
@@ -66,8 +69,18 @@ def all_servers(state: RunState) -> list[Busy]:
     return [busy for busy in state.busy.values() if busy.kind == "serve"]
 
 
+def all_away(config: Config, services: dict[str, Service], now: float) -> bool:
+    """Whether none of the servers that this run has to have is up."""
+    if config.agents.endpoints or not config.agents.servers:
+        return False
+    chats = [s for s in services.values() if s.state == "ready" and not s.embeddings]
+    return not any(now - service.seen < config.agents.health_s for service in chats)
+
+
 def broken_server(state: RunState) -> str | None:
-    """The key of a server's job that was given up."""
+    """The key of a server's job that was given up, when no other server is left."""
+    if all_servers(state):
+        return None
     failed = (key for key, outcome in state.outcomes.items() if key.startswith("serve-") and outcome == "failed")
     return next(failed, None)
 
@@ -80,8 +93,9 @@ def places(state: RunState, config: Config) -> list[Place]:
     for server in config.agents.servers:
         for index in range(server.count):
             prefix = f"serve-{server.name}-{index}-"
-            numbers = [int(key.removeprefix(prefix)) for key in state.submissions if key.startswith(prefix)]
-            holders = sorted((b for b in all_servers(state) if b.key.startswith(prefix)), key=lambda busy: busy.key)
+            mine = re.compile(rf"{prefix}(\d+)")
+            numbers = [int(match[1]) for key in state.submissions if (match := mine.fullmatch(key))]
+            holders = sorted((b for b in all_servers(state) if mine.fullmatch(b.key)), key=lambda busy: busy.key)
             found.append(Place(server, index, tuple(holders), _unfinished(numbers, holders, prefix, state)))
     return found
 
@@ -95,15 +109,21 @@ def _unfinished(numbers: Sequence[int], holders: Sequence[Busy], prefix: str, st
 
 
 def _successor_at(place: Place, services: dict[str, Service]) -> float:
-    service = services.get(service_name(place.holders[0]))
+    service = _service(place.holders[0], services)
     if service is None or not service.ends:
         return math.inf
     return service.ends - place.server.handover_s
 
 
 def _ready(busy: Busy, services: dict[str, Service]) -> bool:
-    service = services.get(service_name(busy))
+    service = _service(busy, services)
     return service is not None and service.state == "ready"
+
+
+def _service(busy: Busy, services: dict[str, Service]) -> Service | None:
+    """What a job's server says; a file that its predecessor left says nothing."""
+    service = services.get(service_name(busy))
+    return service if service is not None and service.job == busy.job else None
 
 
 def service_name(busy: Busy) -> str:

@@ -149,6 +149,10 @@ class RunState:
     def _on_start(self, event: Event) -> None:
         self.started = self.started or event["time"]
         self.finished = None
+        # What kept a server from running may have been put right.
+        self.outcomes = {k: v for k, v in self.outcomes.items() if not (k.startswith("serve-") and v == "failed")}
+        for key in [key for key in self.losses if key.startswith("serve-")]:
+            del self.losses[key]
 
     def _on_intent(self, event: Event) -> None:
         self.tags += 1
@@ -292,6 +296,9 @@ class RunState:
 
     def _on_moved_aside(self, event: Event) -> None:
         self.say(event["message"])
+
+    def _on_carried(self, event: Event) -> None:
+        """What a rebuilt tree does not show of the costs."""
 
     def _on_note(self, event: Event) -> None:
         self.say(event["message"])

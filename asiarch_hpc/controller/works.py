@@ -8,23 +8,24 @@ from collections.abc import Iterator
 from statistics import fmean
 
 from asiarch_hpc.config import Config, proposers, uses_agents
-from asiarch_hpc.controller.state import ExperimentState, RunState, WorkSpec
-from asiarch_hpc.records import JobKind, Json, to_json
+from asiarch_hpc.controller.state import Busy, ExperimentState, RunState, WorkSpec
+from asiarch_hpc.records import JobKind, to_json
 from asiarch_hpc.search import population
 from asiarch_hpc.search.population import Population
 
 
-def wanted(state: RunState, config: Config, capacity: int) -> list[WorkSpec]:
+def wanted(state: RunState, config: Config, capacity: int, now: float) -> list[WorkSpec]:
     """Work that is neither done, failed nor under way: trainings first, then designs to train next.
 
     Args:
         capacity: jobs that may run at once, which bounds how many designs are worth having in advance.
+        now: seconds since the epoch, for what runs and costs GPU seconds meanwhile.
     """
     specs = [
         *_baselines(state, config),
         *_trainings(state, config),
         *_assessments(state, config),
-        *_proposals(state, config, capacity),
+        *_proposals(state, config, capacity, now),
     ]
     return [spec for spec in specs if spec.key not in state.outcomes and spec.key not in state.busy]
 
@@ -45,13 +46,31 @@ def baseline_names(config: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys((config.baselines.reference, config.baselines.upper)))
 
 
-def spent(state: RunState, config: Config) -> str | None:
-    """Which of the run's budgets is used up, in words; None while all have something left."""
+def talks(kind: str, proposer: str | None) -> bool:
+    """Whether work of this kind talks to language models."""
+    return kind in ("debug", "assess") or (kind == "propose" and proposer == "llm")
+
+
+def gpus_of(busy: Busy, config: Config) -> int:
+    """GPUs that a job holds; a server has its own number."""
+    if busy.kind == "train":
+        return config.executor.train.gpus * config.executor.train.nodes
+    if busy.kind == "serve":
+        return next((s.gpus for s in config.agents.servers if busy.key.startswith(f"serve-{s.name}-")), 0)
+    return 0
+
+
+def spent(state: RunState, config: Config, now: float) -> str | None:
+    """Which of the run's budgets is used up, in words; None while all have something left.
+
+    Then nothing more is proposed; what is trained by then is still assessed and scored.
+    """
     agents = config.agents
     if agents.tokens and state.tokens >= agents.tokens:
         return f"agents.tokens={agents.tokens} are used ({state.tokens})"
-    if agents.gpu_seconds and state.gpu_seconds >= agents.gpu_seconds:
-        return f"agents.gpu_seconds={agents.gpu_seconds:g} are used ({state.gpu_seconds:.0f})"
+    running = sum((now - busy.submitted) * gpus_of(busy, config) for busy in state.busy.values())
+    if agents.gpu_seconds and state.gpu_seconds + running >= agents.gpu_seconds:
+        return f"agents.gpu_seconds={agents.gpu_seconds:g} are used ({state.gpu_seconds + running:.0f})"
     return None
 
 
@@ -116,7 +135,7 @@ def _assessments(state: RunState, config: Config) -> Iterator[WorkSpec]:
                 "judge": config.fitness.judge == "llm" and experiment.role == "candidate",
                 "baselines": [to_json(stats) for stats in state.stats],
                 "siblings": _siblings(experiment, state, config),
-                **_budget(state, config),
+                "tokens": 0,
             },
             experiment=experiment.id,
             label=experiment.name,
@@ -135,14 +154,18 @@ def _siblings(experiment: ExperimentState, state: RunState, config: Config) -> l
     return found[::-1][: config.agents.siblings]
 
 
-def _budget(state: RunState, config: Config) -> Json:
-    """Tokens that a job may use, within the run's budget; 0 for no limit but the job's own."""
-    return {"tokens": max(1, config.agents.tokens - state.tokens) if config.agents.tokens else 0}
+def _budget(state: RunState, config: Config) -> int | None:
+    """Tokens that are left of the run's budget when all jobs under way use what they may; None without a budget."""
+    if not config.agents.tokens:
+        return None
+    under_way = sum(talks(busy.kind, busy.work.get("proposer")) for busy in state.busy.values())
+    return config.agents.tokens - state.tokens - under_way * config.agents.tokens_per_job
 
 
-def _proposals(state: RunState, config: Config, capacity: int) -> Iterator[WorkSpec]:
-    if not state.stats or spent(state, config):
+def _proposals(state: RunState, config: Config, capacity: int, now: float) -> Iterator[WorkSpec]:
+    if not state.stats or spent(state, config, now):
         return
+    budget = _budget(state, config)
     plan = population.plan(Population(state.slots, state.generations), config.search)
     room = designs_wanted(state, config, capacity)
     reference = state.baselines[config.baselines.reference]
@@ -151,17 +174,21 @@ def _proposals(state: RunState, config: Config, capacity: int) -> Iterator[WorkS
         label = f"slot {slot}" + (f" (try {attempt + 1})" if attempt else "")
         proposer = proposer_of(slot, attempt, config)
         broken = _to_repair(slot, attempt, state, config)
-        if (broken is not None or proposer == "llm") and room <= 0:
+        asks = broken is not None or proposer == "llm"
+        if asks and (room <= 0 or (budget is not None and budget <= 0)):
             continue
+        tokens = min(budget, config.agents.tokens_per_job) if budget is not None else 0
         kind: JobKind = "propose"
         function, arguments = "jobs.propose:candidate", place
         if broken is not None:
             kind, function, label = "debug", "jobs.debug:run", f"{broken.name} for {label}"
-            arguments = {**place, "experiment": broken.id, **_budget(state, config)}
+            arguments = {**place, "experiment": broken.id, "tokens": tokens}
         elif proposer == "llm":
             function, label = "jobs.research:candidate", f"{label} (llm)"
-            arguments = {**place, **_budget(state, config)}
-        room -= function != "jobs.propose:candidate"
+            arguments = {**place, "tokens": tokens}
+        if asks:
+            room -= 1
+            budget = None if budget is None else budget - tokens
         yield WorkSpec(
             key=f"propose-{slot:05d}-{attempt:02d}",
             kind=kind,
@@ -201,7 +228,7 @@ def designs_wanted(state: RunState, config: Config, capacity: int) -> int:
     if waiting >= trainers:
         return 0
     tally = state.tallies.get("llm")
-    if tally is None or not tally.admitted or not state.train_seconds:
+    if tally is None or not tally.admitted or not tally.seconds or not state.train_seconds:
         return trainers - under_way
     rate = (tally.seconds / tally.admitted) / max(fmean(state.train_seconds) * len(config.scale.seeds), 1e-9)
     return max(1, math.ceil(trainers * rate)) - under_way

@@ -16,7 +16,7 @@ from asiarch_hpc.agents.prompt import Prompt
 from asiarch_hpc.agents.reply import Reply, ReplyError
 from asiarch_hpc.agents.speakers import Endpoint, Servers
 from asiarch_hpc.config import AgentsConfig
-from asiarch_hpc.errors import AgentError
+from asiarch_hpc.errors import AgentError, ConfigError, ServiceError
 from tests.agents.behaviours import Text
 from tests.agents.scripted_server import ScriptedServer
 
@@ -92,8 +92,12 @@ def talk_to(*servers: ScriptedServer, seed: int = 0, key: str = "", timeout_s: f
 Connect = Callable[..., Talk]
 
 
-def failure(one: Talk, role: str = "judge") -> AgentError:
-    with pytest.raises(AgentError) as found:
+FAILURES = (AgentError, ServiceError, ConfigError)
+
+
+def failure(one: Talk, role: str = "judge") -> Any:
+    """The error of a question: a reply's, a server's, or the user's; each with its `cause`."""
+    with pytest.raises(FAILURES) as found:
         one.models.ask(role, PROMPT, OPINION)
     return found.value
 

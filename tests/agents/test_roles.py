@@ -266,7 +266,7 @@ def test_a_repair_keeps_name_and_idea_and_says_what_changed(models: Callable[...
     draft, change = repair(
         models(says), case(), cause="non_finite_loss", error="nan", rules=RULES, known=frozenset(), tried=["y"]
     )
-    assert (draft.name, draft.source) == ("running_mean", CHANGED)
+    assert (draft.name, draft.source) == ("running_mean_repaired", CHANGED)
     assert draft.motivation.startswith("Replaces the memory by a running mean")
     assert change == "It divides by zero. The count starts at 1."
     assert change in draft.motivation

@@ -27,7 +27,7 @@ from tests.agents.behaviours import (
     Text,
     sequence,
 )
-from tests.agents.conftest import ANSWER, GOOD, OPINION, PROMPT, Connect, failure
+from tests.agents.conftest import ANSWER, FAILURES, GOOD, OPINION, PROMPT, Connect, failure
 from tests.agents.scripted_server import ScriptedServer
 
 
@@ -138,7 +138,7 @@ def test_a_recorded_conversation_is_replayed_to_the_same_answers(talk: Connect) 
     replay = LanguageModels(one.models.config, Transcript(stored, again.append), random.Random(9), Spending(400_000))
     assert replay.fitted("judge", lambda n: PROMPT, []) is PROMPT
     assert [replay.ask("judge", PROMPT, OPINION) for _ in range(2)] == answers
-    with pytest.raises(AgentError) as found:
+    with pytest.raises(FAILURES) as found:
         replay.ask("judge", PROMPT, OPINION)
     assert (found.value.cause, str(found.value)) == (error.cause, str(error))
     assert again == stored

@@ -16,14 +16,15 @@ from asiarch_hpc.store.layout import RunLayout
 
 
 def config(count: int = 1, **server: Any) -> Config:
-    entry = {"name": "main", "model": "m", "handover_s": 100.0, "count": count, **server}
+    entry = {"name": "main", "model": "m", "handover_s": 100.0, "drain_s": 10.0, "count": count, **server}
     return load_config("smoke", ["proposer=llm", f"agents.servers=[{entry}]", "executor.serve.timeout_min=10"])
 
 
 def service(number: int, state: Any = "ready", ends: float = 1000.0, index: int = 0) -> Service:
+    """As the job of that number says it: the first submission of a Life is t1, the second t2."""
     return Service(
-        name=f"main-{index}-{number:03d}", server="main", url="http://n1:1/v1", model="main", job="j", host="n1",
-        state=state, started=0.0, seen=0.0, ends=ends,
+        name=f"main-{index}-{number:03d}", server="main", url="http://n1:1/v1", model="main", job=f"t{number + 1}_0",
+        host="n1", state=state, started=0.0, seen=0.0, ends=ends,
     )  # fmt: skip
 
 
@@ -106,3 +107,39 @@ def test_a_damaged_file_says_nothing(tmp_path: Path) -> None:
     layout.service("main-0-001").write_text("{")
     assert services.read_services(layout) == {"main-0-000": service(0)}
     assert services.read_services(RunLayout(tmp_path / "none")) == {}
+
+
+def test_a_file_that_a_dead_job_left_decides_nothing() -> None:
+    life = Life(config())
+    life.start()
+    life.apply(event="lost", key="serve-main-0-000", interrupted=False, detail="killed")
+    life.start(service(0), now=990.0)
+    assert life.start(service(0), now=990.0) == []  # of the job before: its time limit is not that of this one
+
+
+def test_names_that_begin_alike_are_told_apart() -> None:
+    entries = [{"name": name, "model": "m", "handover_s": 100.0, "drain_s": 10.0} for name in ("main", "main-0")]
+    both = load_config("smoke", ["proposer=llm", f"agents.servers={entries}", "executor.serve.timeout_min=10"])
+    life = Life(both)
+    assert life.start() == ["serve-main-0-000", "serve-main-0-0-000"]
+    assert life.start() == []
+
+
+def test_a_server_that_was_given_up_waits_for_the_users_next_start() -> None:
+    life = Life(config())
+    life.start()
+    place = {"slot": None, "attempt": None, "experiment": None, "trial": None}
+    life.apply(event="gave_up", key="serve-main-0-000", stage="job", cause="job lost", message="m", **place)
+    assert life.start() == []
+    life.apply(event="start", host="h", pid=1, scheduler="local", uid="u", config={})
+    assert services.broken_server(life.state) is None
+    assert life.start() == ["serve-main-0-000"]
+
+
+def test_all_are_away_until_one_that_chats_was_seen_lately() -> None:
+    one = config()
+    assert services.all_away(one, {}, 0.0)
+    assert not services.all_away(one, {"main-0-000": service(0)}, 59.0)
+    assert services.all_away(one, {"main-0-000": service(0)}, 61.0)
+    assert services.all_away(one, {"main-0-000": service(0, "draining")}, 1.0)
+    assert not services.all_away(load_config("smoke", ["proposer=llm", "agents.endpoints=[http://h/v1]"]), {}, 0.0)

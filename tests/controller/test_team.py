@@ -10,10 +10,12 @@ import pytest
 
 from asiarch_hpc.config import Config, ServerConfig
 from asiarch_hpc.controller import run, works
+from asiarch_hpc.controller.scheduler import JobRequest
 from asiarch_hpc.controller.side_by_side import proposer_rows
 from asiarch_hpc.controller.state import RunState, Tally
 from asiarch_hpc.records import Json
 from asiarch_hpc.store.experiments import scan
+from asiarch_hpc.store.files import write_json
 from asiarch_hpc.store.journal import read_events
 from asiarch_hpc.store.layout import RunLayout
 from tests.controller.simulated import Clock, SimulatedJobs, SimulatedScheduler, config_of, controller_of, drive
@@ -75,8 +77,9 @@ class NoJudge(SimulatedJobs):
         return payload
 
 
-def test_a_missing_grade_is_a_failure_and_never_a_middling_one(tmp_path: Path) -> None:
-    layout, config = RunLayout(tmp_path / "run"), config_of(team=True, designs=2, attempts=1)
+@pytest.mark.parametrize("attempts", [1, 2])
+def test_a_missing_grade_is_a_failure_and_never_a_middling_one(tmp_path: Path, attempts: int) -> None:
+    layout, config = RunLayout(tmp_path / "run"), config_of(team=True, designs=2, attempts=attempts)
     scheduler = SimulatedScheduler(NoJudge(layout, reject=0.0, fail=0.0))
     controller = controller_of(layout, config, scheduler, Clock())
     while controller.done() is None:
@@ -85,6 +88,77 @@ def test_a_missing_grade_is_a_failure_and_never_a_middling_one(tmp_path: Path) -
     scores = [e.score for e in scan(layout).experiments if e.record.role == "candidate"]
     assert scores == [None] * len(scores)
     assert controller.state.causes["refused"] == len(scores)
+    run.rebuild(layout, config)  # the tree alone tells that the search went on
+
+
+class Orphans(SimulatedJobs):
+    """Jobs of which each wrote a design once before, and died before it could say so."""
+
+    def propose(self, arguments: Json, entry: str = "jobs.propose:candidate") -> Json:
+        if arguments.get("slot") is not None:
+            super().propose({**arguments, "design": f"orphan-{arguments['slot']}-{arguments['attempt']}"}, entry)
+        return super().propose(arguments, entry)
+
+
+def test_a_design_that_a_dead_job_left_does_not_take_the_place_of_the_scored_one(tmp_path: Path) -> None:
+    layout, config = RunLayout(tmp_path / "run"), config_of(team=True, designs=6)
+    scheduler = SimulatedScheduler(Orphans(layout, reject=0.0, fail=0.0))
+    controller = controller_of(layout, config, scheduler, Clock())
+    while controller.done() is None:
+        controller.tick()
+        scheduler.work()
+    before = run.fingerprint(controller.state)
+    controller.replace_state(run.rebuild(layout, config))
+    assert run.fingerprint(controller.state) == before
+
+
+class Away(SimulatedJobs):
+    """Agents that find no server the first `times` times."""
+
+    def __init__(self, layout: RunLayout, times: int) -> None:
+        super().__init__(layout, reject=0.0, fail=0.0)
+        self.times = times
+
+    def run(self, request: JobRequest) -> None:
+        if request.kind != "assess" or self.times <= 0:
+            super().run(request)
+            return
+        self.times -= 1
+        work, submission = request.arguments["work"], request.arguments["submission"]
+        folder = self.layout.attempts(work)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{submission:03d}.000").touch()
+        message = {"status": "away", "job": request.name, "work": work, "submission": submission, "restart": 0}
+        message |= {
+            "cause": "NoServerError",
+            "message": "none",
+            "stage": "job",
+            "traceback": "",
+            "seconds": 1.0,
+            "tokens": 3,
+        }
+        write_json(self.layout.message(request.name, 0), message)
+
+
+def test_an_outage_of_all_servers_costs_no_design(tmp_path: Path) -> None:
+    layout, config = RunLayout(tmp_path / "run"), config_of(team=True, designs=4)
+    scheduler = SimulatedScheduler(Away(layout, times=40))
+    controller = controller_of(layout, config, scheduler, Clock())
+    while controller.done() is None:
+        controller.tick()
+        scheduler.work()
+    assert len([s for s in controller.state.scores.values() if s.slot is not None]) == 4
+    assert not controller.state.losses
+    assert controller.state.tokens >= 40 * 3
+
+
+def test_a_spent_budget_of_gpu_seconds_ends_the_run(tmp_path: Path) -> None:
+    config = config_of(team=True, designs=40)
+    config.executor.train.gpus = 2
+    config.agents.gpu_seconds = 30.0
+    controller = drive(tmp_path / "run", config)
+    assert "agents.gpu_seconds=30 are used" in str(controller.done())
+    assert controller.state.gpu_seconds >= 30.0
 
 
 def test_a_spent_budget_ends_the_run(tmp_path: Path) -> None:
