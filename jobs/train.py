@@ -123,7 +123,7 @@ def _train(
     source: str,
     gate: GateReport,
     seed: int,
-    peers: Peers | None,
+    peers: Peers | None = None,
 ) -> dict[str, Any]:
     """Runs the training in a confined child; the outcome crosses as JSON."""
     corpus, config = space.corpus, space.config

@@ -42,14 +42,15 @@ def wait_for(condition: Any, seconds: float = 300.0) -> Any:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork processes which use CUDA come first, those that use it in this process last: once that has
     looked for a GPU, no forked process can use one, and no sandbox starts. Of parallel workers each takes whole files,
-    and one of them all that share the clusters."""
+    and one of them all that share the clusters; files with slow tests come first, so that none is left to the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("slurm")}
 
     def turn(item: pytest.Item) -> int:
         if not item.get_closest_marker("gpu"):
             return 1
         return 0 if item.get_closest_marker("sandboxed") else 2
 
-    items.sort(key=turn)
+    items.sort(key=lambda item: (turn(item), item.path not in slow))
     for item in items:
         slurm = item.path.parent.name == "slurm"
         item.add_marker(pytest.mark.xdist_group("slurm" if slurm else str(item.path)))
