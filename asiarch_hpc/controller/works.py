@@ -167,7 +167,7 @@ def _proposals(state: RunState, config: Config, capacity: int, now: float) -> It
         return
     budget = _budget(state, config)
     plan = population.plan(Population(state.slots, state.generations), config.search)
-    room = designs_wanted(state, config, capacity)
+    room = designs_wanted(state, config, capacity) if "llm" in proposers(config) else 0
     reference = state.baselines[config.baselines.reference]
     for slot, attempt, generation in plan.propose:
         place = {"slot": slot, "attempt": attempt, "generation": generation, "reference": reference}
@@ -223,7 +223,9 @@ def designs_wanted(state: RunState, config: Config, capacity: int) -> int:
     started while a design waits for every trainer.
     """
     trainers = max(1, min(config.executor.train.max_jobs or capacity, capacity))
-    waiting = sum(1 for spec in _trainings(state, config) if spec.key not in {**state.outcomes, **state.busy})
+    waiting = sum(
+        1 for spec in _trainings(state, config) if spec.key not in state.outcomes and spec.key not in state.busy
+    )
     under_way = sum(1 for busy in state.busy.values() if busy.work.get("proposer") == "llm")
     if waiting >= trainers:
         return 0

@@ -31,7 +31,8 @@ SETTINGS = (
     "proposer=llm", "fitness.judge=llm", "agents.model=scripted", "agents.backoff_s=0.02", "agents.backoff_limit_s=0.2",
     "agents.wait_s=60", f"agents.tokens_per_job={TOKENS_PER_JOB}", "agents.retries=4", "search.batch=20",
     "search.cold_start=20", "search.attempts=4", "search.slot_limit=3", "executor.kind=local",
-    f"executor.propose.timeout_min={TIMEOUT_MIN}", "gate.exponent_lengths=[64,128,256]", "limits.tick_seconds=0.2",
+    f"executor.propose.timeout_min={TIMEOUT_MIN}", "gate.exponent_lengths=[64,128,256]", "gate.lengths=[1,33]", "gate.prefix_lengths=[1,17]", "gate.drift_calls=4",
+    "gate.causality_length=40", "limits.tick_seconds=0.2", "executor.max_jobs=3",
     *(f"agents.roles.{role}.timeout_s=2" for role in ("summarizer", "researcher", "novelty", "tagger")),
     *(f"agents.roles.{role}.timeout_s=2" for role in ("debugger", "analyst", "judge")),
 )  # fmt: skip
