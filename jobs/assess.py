@@ -49,6 +49,9 @@ def run(attempt: Attempt, arguments: Json, speaker: Callable[..., Speaker] | Non
     problems: list[str] = []
     seed = f"asiarch/{space.config.search.seed}/assess/{identifier}"
     with open_team(space, attempt, kind="assess", tokens=arguments["tokens"], seed=seed, speaker=speaker) as team:
+        team.note(
+            {"known": [], "assessed": [], "siblings": arguments["siblings"], "analysed": found.analysis is not None}
+        )
         if found.analysis is None:
             found = _try(found, problems, lambda: _analysis(team, space, case, parent, siblings, standard))
         if arguments["judge"] and found.judge is None:

@@ -111,15 +111,16 @@ def test_the_end_shows_proposers_side_by_side(run: RunLayout) -> None:
     assert "median of several gradings by a language model" in printed
 
 
-@pytest.mark.parametrize("operator", ["llm", "debug"])
-def test_a_replay_without_a_server_gives_the_same_files(
-    run: RunLayout, written: list[StoredExperiment], operator: str
-) -> None:
-    chosen = [stored for stored in written if stored.record.operator == operator][-1]
+@pytest.mark.parametrize(("operator", "files"), [("llm", 8), ("debug", 8), ("recombine", 1)])
+def test_a_replay_without_a_server_gives_the_same_files(run: RunLayout, operator: str, files: int) -> None:
+    """The proposal's files, and what judge and Analyst said; of a recombined design only the latter."""
+    scored = [stored for stored in scan(run).experiments if stored.score is not None and stored.record.slot is not None]
+    chosen = [stored for stored in scored if operator in (stored.record.operator, stored.record.proposer)][-1]
     done = asiarch("replay", "--results", str(run.root.parent), "--run", "team", chosen.record.id)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "DIFFERS" not in done.stdout
-    assert done.stdout.count("same") >= 6
+    assert done.stdout.count("same") == files
+    assert "assessment.json" in done.stdout
 
 
 def test_a_replay_notices_an_edited_transcript(run: RunLayout, written: list[StoredExperiment]) -> None:
