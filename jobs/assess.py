@@ -24,6 +24,8 @@ from jobs.workspace import Workspace
 class MissingAssessmentError(AsiarchError):
     """A part could not be had; what could be is stored, and the rest is asked for again."""
 
+    tokens = 0
+
 
 def run(attempt: Attempt, arguments: Json, speaker: Callable[..., Speaker] | None = None) -> Json:
     """Assesses one trained design; parts that an earlier attempt stored are kept.
@@ -66,7 +68,9 @@ def run(attempt: Attempt, arguments: Json, speaker: Callable[..., Speaker] | Non
             write_text(folder.exchanges, rows_text([*kept, *rows]))
             drop_transcripts(attempt.layout, attempt.work)
     if problems:
-        raise MissingAssessmentError("; ".join(problems))
+        error = MissingAssessmentError("; ".join(problems))
+        error.tokens = team.spending.tokens
+        raise error
     return {"assessment": to_json(found), "tokens": team.spending.tokens}
 
 

@@ -85,18 +85,18 @@ def report(layout: RunLayout, words: list[str], requests: int, code: int, second
         for e in proposed
         if not e["duplicate"] and not e["gate"]["passed"]
     )
-    agents = [e for e in events if e["event"] in ("proposed", "failed", "assessed") and e.get("tokens")]
+    told = ("proposed", "failed", "assessed", "lost", "interrupted")
+    agents = [e for e in events if e["event"] in told and e.get("tokens")]
     admitted = sum(e["gate"]["passed"] for e in proposed if not e["duplicate"])
-    deaths = [
-        e
-        for e in events
-        if e["event"] == "lost" and "MissingAssessmentError" not in e["detail"] and not e["interrupted"]
-    ]
+    died = [e for e in events if e["event"] in ("lost", "gave_up", "unassessed") and not e.get("interrupted")]
+    again = [e for e in died if any(mark in str(e) for mark in ("MissingAssessmentError", "model.", "NoServerError"))]
+    deaths = [e for e in died if e not in again]
     limit = load_config("smoke", words).executor.propose.timeout_min * 60
     rows = {
         "proposals": len(ended),
         "requests, of which a third met a misdeed": requests,
         "designs stored; admitted": f"{len(stored)}; {admitted}",
+        "jobs started again since server or model failed": len([e for e in again if e["event"] == "lost"]),
         "crashed jobs; experiments lost; files damaged": f"{len(deaths)}; {len(lost)}; {len(found.damaged)}",
         "proposals without a design, each with its cause": sum(causes.values()),
         "trainings repaired": sum(e.record.operator == "debug" for e in found.experiments),
@@ -111,7 +111,7 @@ def report(layout: RunLayout, words: list[str], requests: int, code: int, second
     print("causes:", json.dumps(dict(causes.most_common())))
     print("refused by the gate:", json.dumps(dict(codes.most_common())))
     for event in deaths[:5]:
-        print("crash:", event["key"], event["detail"][:300])
+        print("crash:", json.dumps(event)[:400])
 
 
 if __name__ == "__main__":
