@@ -185,7 +185,7 @@ class RunState:
         self._reopen(key)
         if not event["interrupted"]:
             self.losses[key] += 1
-            self.say(f"{key}: its job ended without a result ({event['detail']})")
+            self.say(f"{key}: its job ended without a result ({event['detail'][:300]})")
 
     def _on_gave_up(self, event: Event) -> None:
         """Too many jobs of this work died."""
