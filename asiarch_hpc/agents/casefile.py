@@ -44,7 +44,6 @@ class CaseFile:
     curve: Sequence[tuple[int, float]] = ()
     analysis: Analysis | None = None
     lessons: Sequence[Lesson] = ()
-    failure: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

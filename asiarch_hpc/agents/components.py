@@ -1,4 +1,4 @@
-"""Categories that a design's changes are filed under (ASI-Arch section 5.2), and where ideas come from."""
+"""Categories that a design's changes are filed under (ASI-Arch section 5.2)."""
 
 COMPONENTS = (
     "state update rule", "delta rule", "decay or forgetting", "state size or expansion", "several states or timescales",
@@ -11,4 +11,3 @@ COMPONENTS = (
     "activation function", "initialisation", "auxiliary loss or regularisation", "temperature or scaling",
     "head mixing", "other",
 )  # fmt: skip
-ORIGINS = ("cognition", "analysis", "original")

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from pydantic_ai.messages import ModelMessage, ModelRequest, RetryFeedbackPart, SystemPromptPart, UserPromptPart
 from pydantic_ai.models import ModelRequestParameters
@@ -55,7 +54,6 @@ class Exchange:
     error: str = ""
     cause: str = ""
     final: bool = True
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 def plain_messages(messages: Sequence[ModelMessage], instructions: str | None) -> list[Message]:

@@ -218,6 +218,6 @@ def _kept(items: Sequence[Any], gone: AbstractSet[str], what: str) -> list[Any]:
 
 def _result(case: CaseFile) -> str:
     if case.loss is None or case.benchmark is None:
-        return f"not trained ({case.failure})" if case.failure else "not trained"
+        return "not trained"
     fitness = f"fitness {case.score.fitness:.3f}, " if case.score else ""
     return f"{fitness}held-out loss {case.loss:.4f}, mean accuracy {case.benchmark:.3f}"

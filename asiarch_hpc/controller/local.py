@@ -31,7 +31,7 @@ class LocalScheduler:
         self._config = config
         self._make_callable = make_callable
         self._limit = config.max_jobs or os.cpu_count() or 1
-        self._started: list[submitit.Job[Any]] = []
+        self._started: dict[str, submitit.Job[Any]] = {}
 
     def room(self, unfinished: int) -> int:
         return max(0, self._limit - unfinished)
@@ -53,13 +53,16 @@ class LocalScheduler:
                 job = executor.submit(self._make_callable(request))
         except OSError as error:
             raise SchedulerError(f"cannot start {request.name} on this machine: {error}") from error
-        self._started.append(job)
+        self._started[request.name] = job
         return str(job.job_id)
 
     def query(self) -> dict[str, JobStatus]:
-        # Ended children stay zombies until they are polled.
-        self._started = [job for job in self._started if not job.done()]
-        found = {}
+        # Ended children stay zombies until they are polled; one that has just begun has no command line yet.
+        self._started = {name: job for name, job in self._started.items() if not job.done()}
+        found = {
+            name: JobStatus(name=name, state="running", scheduler_id=str(job.job_id))
+            for name, job in self._started.items()
+        }
         for pid, folder in self._processes():
             name = f"{folder.parent.name}_{folder.name}"
             found[name] = JobStatus(name=name, state="running", scheduler_id=str(pid))

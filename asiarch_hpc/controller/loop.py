@@ -10,13 +10,13 @@ import contextlib
 import shutil
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from asiarch_hpc.config import Config, ResourceConfig, uses_agents
-from asiarch_hpc.controller import intake, scoring, services, works
+from asiarch_hpc.controller import intake, job_files, scoring, services, works
 from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, Scheduler
 from asiarch_hpc.controller.state import Busy, Event, RunState, WorkSpec
 from asiarch_hpc.errors import AsiarchError, EvaluationError, RecordError, SchedulerError, StoreError, TrainingError
@@ -29,7 +29,6 @@ from asiarch_hpc.store.layout import RunLayout
 from asiarch_hpc.store.lease import Lease
 
 FAREWELL_SECONDS = 5.0  # a local job needs a moment to end after its result
-LOG_BYTES = 65_536  # of a job's log, kept beside its trial
 
 
 class FatalJobError(AsiarchError):
@@ -151,7 +150,7 @@ class Controller:
             deadline = time.monotonic() + FAREWELL_SECONDS + patience * bool(services.all_servers(self.state))
             while (known := self._scheduler.query()) and time.monotonic() < deadline:
                 time.sleep(0.05)
-            self._clean_job_folders(known)
+            job_files.clear(self.layout, self._tag_prefix, [*known, *self.state.jobs])
 
     def close(self) -> None:
         """Gives the run free."""
@@ -208,7 +207,7 @@ class Controller:
             if busy.missing_since is not None and now - busy.missing_since >= grace:
                 self._give_back(busy, status.detail if status else "")
         if known is not None:
-            self._clean_job_folders(known)
+            job_files.clear(self.layout, self._tag_prefix, [*known, *self.state.jobs])
 
     def _give_back(self, busy: Busy, detail: str) -> None:
         """The scheduler does not know the job and no result came: the work is open again, or given up."""
@@ -216,7 +215,7 @@ class Controller:
             self.record({"event": "unsubmitted", "jobs": [busy.job]})
             return
         detail = self._scheduler.explain([busy.job]).get(busy.job, detail) or "no trace of it in the queue"
-        if words := self._last_words(busy.job):
+        if words := job_files.last_words(self.layout, busy.job):
             detail += f"; its log ends with: {words}"
         self._lose(busy, detail)
 
@@ -382,32 +381,11 @@ class Controller:
         event = item.event
         if event is None or event["event"] not in ("trained", "failed") or not event.get("trial"):
             return
-        text = b"".join(path.read_bytes()[-LOG_BYTES:] for path in self._logs(item.job))
-        write_bytes(self.layout.experiment(event["experiment"]).trial(event["trial"]).log, text)
+        log = self.layout.experiment(event["experiment"]).trial(event["trial"]).log
+        write_bytes(log, job_files.log_text(self.layout, item.job))
 
     def _write_failure(self, busy: Busy, event: Event) -> None:
         if (experiment := busy.work["experiment"]) and busy.work["trial"]:
             names = ("stage", "cause", "message")
             trial = self.layout.experiment(experiment).trial(busy.work["trial"])
             write_json(trial.failure, {name: event[name] for name in names})
-
-    def _logs(self, job: str) -> Iterator[Path]:
-        """The log files of a job; a long submission is split into `<tag>`, `<tag>+<first index>`, …"""
-        tag, _, index = job.rpartition("_")
-        for folder in (self.layout.job_folder(tag), *self.layout.jobs.glob(f"{tag}+*")):
-            first = int(folder.name.partition("+")[2] or 0)
-            yield from sorted(folder.glob(f"{int(index) - first}/*_log.*"))
-
-    def _last_words(self, job: str) -> str:
-        """The last line that the job's log says something in."""
-        lines: list[str] = []
-        for path in self._logs(job):
-            lines += path.read_bytes()[-LOG_BYTES:].decode(errors="replace").splitlines()
-        return next((line.strip()[:300] for line in reversed(lines) if line.strip()), "")
-
-    def _clean_job_folders(self, known: dict[str, JobStatus]) -> None:
-        """Removes submitit's files of submissions whose jobs are all over."""
-        alive = {name.rpartition("_")[0] for name in [*known, *self.state.jobs]}
-        for folder in self.layout.jobs.glob(f"{self._tag_prefix}-*"):
-            if folder.name.partition("+")[0] not in alive:
-                shutil.rmtree(folder, ignore_errors=True)
