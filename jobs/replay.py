@@ -18,11 +18,12 @@ from typing import Any
 from asiarch_hpc.agents.exchange import Exchange
 from asiarch_hpc.agents.speakers import Transcript
 from asiarch_hpc.errors import RecordError
-from asiarch_hpc.records import Assessment, Experiment, GateReport, Generation, Json, from_json, to_json
+from asiarch_hpc.records import Assessment, Experiment, GateReport, Json, from_json, to_json
 from asiarch_hpc.store.experiments import read_experiment
 from asiarch_hpc.store.files import read_json, write_json
 from asiarch_hpc.store.layout import ExperimentLayout, RunLayout
 from jobs import assess, debug, research
+from jobs.casefiles import CaseFiles
 from jobs.entry import Attempt
 from jobs.team import exchanges_of, read_rows
 from jobs.workspace import Workspace
@@ -86,8 +87,9 @@ def _assessment(layout: RunLayout, record: Experiment, folder: ExperimentLayout)
             write_json(twin, to_json(replace(stored, judge=None, tokens=0)))
         attempt = _attempt(copy, work, rows[-1]["token"])
         attempt.claim()
-        baselines = _generation(layout, 0).baselines
-        judged = Workspace.of(layout).config.fitness.judge == "llm" and record.role == "candidate"
+        space = Workspace.of(layout)
+        baselines = CaseFiles(space).generation(0).baselines
+        judged = space.config.fitness.judge == "llm" and record.role == "candidate"
         arguments: Json = {
             "experiment": record.id,
             "judge": judged,
@@ -113,14 +115,10 @@ def _job(record: Experiment) -> Callable[..., Json]:
     return debug.run if record.operator == "debug" else research.candidate
 
 
-def _generation(layout: RunLayout, number: int) -> Generation:
-    path = layout.generation(number)
-    return from_json(Generation, read_json(path), source=str(path))
-
-
 def _arguments(layout: RunLayout, record: Experiment, folder: ExperimentLayout) -> Json:
-    wanted = Workspace.of(layout).config.baselines.reference
-    baselines = _generation(layout, record.generation).baselines
+    space = Workspace.of(layout)
+    wanted = space.config.baselines.reference
+    baselines = CaseFiles(space).generation(record.generation).baselines
     found: Json = {
         "slot": record.slot,
         "attempt": record.attempt,
