@@ -8,10 +8,8 @@ checks the numbers, and writes the records.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
-import os
 import shutil
 import statistics
 import tempfile
@@ -21,24 +19,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.errors import EvaluationError, StoppedError, StoreError, TrainingError
-from asiarch_hpc.evaluation.evaluate import evaluate
-from asiarch_hpc.evaluation.process import Logits, serve_logits
-from asiarch_hpc.gate.sandbox import choose_rung, confine_process, run_isolated
+from asiarch_hpc.gate.sandbox import run_isolated
 from asiarch_hpc.records import Evaluation, GateReport, Json, TrialRecord, to_json
 from asiarch_hpc.store.curves import read_curves, write_curves
 from asiarch_hpc.store.files import json_bytes, write_json
 from asiarch_hpc.store.layout import TrialLayout
-from asiarch_hpc.training import checkpoint
-from asiarch_hpc.training.backbone import build_model
-from asiarch_hpc.training.engine import choose_device
 from asiarch_hpc.training.loop import TrainOutcome, train
 from asiarch_hpc.training.monitor import Peers, TrainingStoppedError
+from jobs.devices import uses_gpu
 from jobs.entry import Attempt, SupersededError
+from jobs.evaluate import evaluate_trial, trial_weights
 from jobs.workspace import Workspace
 
 CURVES = ("step", "loss", "learning_rate", "gradient_norm", "step_seconds", "tokens")
@@ -170,7 +162,7 @@ def _train(
             readable=[attempt.layout.attempts(attempt.work)],
             rung=config.gate.sandbox,
             threads=config.scale.threads,
-            gpu=_uses_gpu(config.scale.device, config.gate.sandbox),
+            gpu=uses_gpu(config.scale.device, config.gate.sandbox),
         )
     if (answer.cause or "").startswith("killed"):
         # The system's or an administrator's doing more often than the design's, which the gate has seen run.
@@ -185,7 +177,7 @@ def _train(
     if result["status"] == "interrupted":
         attempt.check_current()
         raise StoppedError(f"{trial.root.name}: stopped at step {result['steps']}, with a checkpoint")
-    for path, limit in ((_weights(trial), None), (trial.metrics, METRICS_BYTES)):
+    for path, limit in ((trial_weights(trial), None), (trial.metrics, METRICS_BYTES)):
         if path.is_symlink() or not path.is_file() or (limit is not None and path.stat().st_size > limit):
             raise FailedTrialError("training", "output", f"{path.name}: not the file that a training leaves")
     if answer.rung == "limits":
@@ -210,10 +202,6 @@ def _peers(space: Workspace, reference: str | None) -> Peers | None:
     return Peers(losses, statistics.median(seconds))
 
 
-def _weights(trial: TrialLayout) -> Path:
-    return trial.checkpoint.with_name(trial.checkpoint.name + ".weights")
-
-
 def _scale(scale: ScaleConfig, gate: GateReport) -> ScaleConfig:
     """The run's scale; a design that works in one precision alone trains in that one."""
     return replace(scale, precision=gate.only_precision) if gate.only_precision else scale
@@ -228,89 +216,10 @@ def _evaluate(
     seed: int,
     outcome: dict[str, Any],
 ) -> Evaluation:
-    corpus, config = space.corpus, space.config
     try:
-        return evaluate(
-            experiment=trial.root.parent.parent.name,
-            trial=trial.root.name,
-            attempt=attempt.token,
-            weights=_weights(trial),
-            expected_sha256=outcome["weights_sha256"],
-            serve=functools.partial(_serve, space, source, gate, seed),
-            tokenizer=corpus.tokenizer,
-            vocab=corpus.vocab,
-            heldout_texts=lambda: corpus.heldout_texts,
-            config=config.evaluation,
-            task_folder=space.corpora / f"{corpus.key}.tasks",
-            max_length=config.scale.length,
-            clock=time.monotonic,
-        )
+        return evaluate_trial(attempt, space, trial, source, gate, seed, outcome["weights_sha256"])
     except EvaluationError as error:
         raise FailedTrialError("evaluation", "refused", str(error)) from error
-
-
-@contextlib.contextmanager
-def _serve(space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None) -> Iterator[Logits]:
-    """A process that gives the logits of the trained weights, or of the initial ones."""
-    scale, vocab, config = space.config.scale, space.corpus.vocab, space.config
-    gpu, rung = _uses_gpu(scale.device, config.gate.sandbox), choose_rung(config.gate.sandbox)
-
-    def load() -> Callable[[Tensor], Tensor]:
-        device = choose_device(scale.device)
-        model = build_model(source, vocab=vocab, scale=scale, dim=gate.dim, depth=gate.depth, seed=seed)
-        if weights is not None:
-            model.load_state_dict(checkpoint.load_weights_bytes(weights))
-        model.eval().to(device)
-
-        def logits(ids: Tensor) -> Tensor:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=gate.only_precision == "bf16"):
-                answer: Tensor = model(ids.to(device))[0]
-                return answer
-
-        return logits
-
-    with tempfile.TemporaryDirectory(prefix="asiarch-serve-") as scratch:
-
-        def isolate() -> None:
-            with open(os.devnull, "w") as silence:  # what a design prints is no part of the job's log
-                os.dup2(silence.fileno(), 1)
-                os.dup2(silence.fileno(), 2)
-            confine_process(
-                memory_gb=config.executor.train.memory_gb,
-                writable=[Path(scratch)],
-                rung=rung,
-                threads=scale.threads,
-                gpu=gpu,
-            )
-
-        with serve_logits(
-            load,
-            vocab=vocab,
-            max_tokens=config.evaluation.batch_size * scale.length,
-            timeout_s=config.evaluation.timeout_s,
-            isolate=isolate,
-            threads=scale.threads,
-        ) as logits:
-            yield logits
-
-
-@functools.cache
-def _uses_gpu(setting: str, rung: str) -> bool:
-    """Whether the `device` setting means a GPU on this machine."""
-    return choose_device(setting, has_cuda=functools.partial(_cuda_in_a_child, rung)).type == "cuda"
-
-
-def _cuda_in_a_child(rung: str) -> bool:
-    """Whether a confined child can use a GPU. This process must not look: it forks others that use CUDA."""
-    if torch.version.cuda is None and torch.version.hip is None:
-        return False
-    with tempfile.TemporaryDirectory(prefix="asiarch-look-") as scratch:
-        answer = run_isolated(
-            torch.cuda.is_available, timeout_s=120.0, memory_gb=4.0, writable=[Path(scratch)], rung=rung, gpu=True
-        )
-    if not answer.ok:
-        raise RuntimeError(f"looking for a GPU: {answer.cause}: {answer.error}")
-    return answer.result is True
 
 
 def _finish(trial: TrialLayout, record: TrialRecord, evaluation: Evaluation, *, keep_weights: bool) -> None:
@@ -322,7 +231,7 @@ def _finish(trial: TrialLayout, record: TrialRecord, evaluation: Evaluation, *, 
     write_json(trial.evaluation, to_json(evaluation))
     trial.metrics.unlink(missing_ok=True)
     if keep_weights:
-        _weights(trial).rename(trial.weights)
+        trial_weights(trial).rename(trial.weights)
     shutil.rmtree(trial.live, ignore_errors=True)
 
 
