@@ -38,6 +38,7 @@ class ScaleConfig:
     heads: int = 4
     length: int = 128  # tokens a row
     batch_size: int = 4  # rows a step
+    micro_batch: int = 0  # rows that a device computes at once; 0: all of them, or as many as fit a GPU's memory
     steps: int = 300
     learning_rate: float = 1e-2
     warmup_steps: int = 15
@@ -51,6 +52,7 @@ class ScaleConfig:
     embedding_std: float = 1.0  # of a new embedding; 0.02, common at large scale, learns slowly in few steps
     precision: str = "auto"  # auto (bf16 where the device has it) | fp32 | bf16
     device: str = "auto"  # auto | cpu | cuda
+    compile: str = "auto"  # auto (on GPUs) | on | off; a design that cannot be compiled runs as it is
     threads: int = 1  # CPU threads of a trial; 1 keeps results identical on every machine load
     seeds: list[int] = field(default_factory=lambda: [0])
     checkpoint_seconds: float = 60.0

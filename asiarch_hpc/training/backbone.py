@@ -17,6 +17,8 @@ from asiarch_hpc.errors import DesignError
 
 # Logits of an untrained model have about this standard deviation: its loss then exceeds ln V by half its square.
 _LOGIT_SPREAD = 0.15
+# Rows of embedding and head come in multiples of this: 50,257 of them fall onto matrix kernels that are much slower.
+_VOCAB_MULTIPLE = 128
 
 
 class LanguageModel(nn.Module):
@@ -24,7 +26,7 @@ class LanguageModel(nn.Module):
 
     Args:
         source: text of a layer program or of a composed unit tree.
-        vocab: number of token ids.
+        vocab: number of token ids; embedding and head have more rows, which no token uses.
         dim: width of the residual stream.
         depth: number of blocks.
         heads: heads of each block; divides `dim`.
@@ -50,13 +52,14 @@ class LanguageModel(nn.Module):
     ) -> None:
         super().__init__()
         self.vocab = vocab
-        self.embedding = nn.Embedding(vocab, dim)
+        rows = -(-vocab // _VOCAB_MULTIPLE) * _VOCAB_MULTIPLE
+        self.embedding = nn.Embedding(rows, dim)
         self.blocks = nn.ModuleList(
             build_block(source, dim=dim, heads=heads, layer_idx=layer, ffn_multiple=ffn_multiple)
             for layer in range(depth)
         )
         self.norm = nn.RMSNorm(dim, eps=1e-5)
-        self.head = nn.Linear(dim, vocab, bias=False)
+        self.head = nn.Linear(dim, rows, bias=False)
         nn.init.normal_(self.embedding.weight, std=embedding_std)
         nn.init.normal_(self.head.weight, std=_LOGIT_SPREAD / math.sqrt(dim))
         # A tied head meets its own input: unscaled, the current token's logit would be std * dim untrained.
@@ -74,16 +77,23 @@ class LanguageModel(nn.Module):
             logits [batch, length, vocab] and the sum of the blocks' auxiliary losses (scalar), None if no
             block has one.
         """
+        hidden, auxiliary = self.hidden(ids)
+        return self.head(self.normed(hidden))[..., : self.vocab], auxiliary
+
+    def hidden(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the blocks make of the ids: [batch, length, dim] before the final norm, and the auxiliary losses."""
         x = self.embedding(ids)
         auxiliary: Tensor | None = None
         for block in self.blocks:
             x, extra = block(x)
             if extra is not None:
                 auxiliary = extra if auxiliary is None else auxiliary + extra
-        hidden = self.norm(x)
-        if self.logit_scale != 1.0:
-            hidden = hidden * self.logit_scale
-        return self.head(hidden), auxiliary
+        return x, auxiliary
+
+    def normed(self, hidden: Tensor) -> Tensor:
+        """The head's input: [batch, length, dim], same shape as `hidden`."""
+        hidden = self.norm(hidden)
+        return hidden if self.logit_scale == 1.0 else hidden * self.logit_scale
 
     def non_embedding_parameters(self) -> int:
         """Number of parameters outside embedding and head: the size that designs are matched by."""

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.training.backbone import LanguageModel
 from asiarch_hpc.training.checkpoint import State
-from asiarch_hpc.training.data import IGNORED, Batch
+from asiarch_hpc.training.data import Batch
+from asiarch_hpc.training.objective import Objective
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,11 @@ class TorchEngine:
     def __init__(self, model: LanguageModel, scale: ScaleConfig) -> None:
         self._torch_device = choose_device(scale.device)
         self.device = torch.cuda.get_device_name() if self._torch_device.type == "cuda" else "cpu"
-        self.precision = choose_precision(scale.precision, self._torch_device)
         self._model = model.to(self._torch_device).train()
+        self._objective = Objective(model, scale, self._torch_device)
+        self.precision = self._objective.precision
+        self._micro_batch = scale.micro_batch
+        self._proven = not self._objective.compiled
         self._grad_clip = scale.grad_clip
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         first, second = scale.betas
@@ -85,20 +87,43 @@ class TorchEngine:
             fused=all(p.is_floating_point() for p in self._parameters),  # complex ones have no fused form
         )
 
+    @property
+    def compiled(self) -> bool:
+        """Whether the blocks run compiled."""
+        return self._objective.compiled
+
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        inputs, targets = batch.inputs.to(self._torch_device), batch.targets.to(self._torch_device)
-        with self._autocast():
-            logits, auxiliary = self._model(inputs)
-        loss = token_loss(logits, targets)
-        self._optimizer.zero_grad(set_to_none=True)
-        (loss if auxiliary is None else loss + auxiliary).backward()
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._grad_clip))
-        result = StepResult(loss=float(loss.detach()), gradient_norm=norm)
-        if math.isfinite(result.loss) and math.isfinite(norm):
+        try:
+            nats = self._gradients(batch)
+        except Exception as error:
+            if self._proven or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            self._objective.fall_back(error)
+            nats = self._gradients(batch)
+        self._proven = True
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._grad_clip)
+        loss, size = torch.stack((nats, norm.float())).tolist()  # the step's only wait for the device
+        if math.isfinite(loss) and math.isfinite(size):
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
             self._optimizer.step()
-        return result
+        return StepResult(loss=loss, gradient_norm=size)
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Accumulates the gradient of the step's loss over its micro-batches; returns its nats per token."""
+        self._optimizer.zero_grad(set_to_none=True)
+        rows = len(batch.inputs)
+        size = self._micro_batch or rows
+        inputs = batch.inputs.to(self._torch_device, non_blocking=True)
+        targets = batch.targets.to(self._torch_device, non_blocking=True)
+        total = torch.zeros((), device=self._torch_device)
+        for begin in range(0, rows, size):
+            part = slice(begin, begin + size)
+            share = len(batch.inputs[part]) / rows
+            loss, nats = self._objective.loss(inputs[part], targets[part], tokens=batch.tokens, share=share)
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += nats
+        return total
 
     def state(self) -> State:
         cuda = self._torch_device.type == "cuda"
@@ -115,21 +140,6 @@ class TorchEngine:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self._torch_device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self._torch_device)
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        if self.precision == "fp32":
-            return nullcontext()
-        return torch.autocast(self._torch_device.type, dtype=torch.bfloat16)
-
-
-def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Mean cross-entropy over the real predictions, in fp32.
-
-    Args:
-        logits: [batch, length, vocab].
-        targets: [batch, length] int64, `IGNORED` where nothing is predicted.
-    """
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
 
 
 def choose_device(name: str, *, has_cuda: Callable[[], bool] = torch.cuda.is_available) -> torch.device:
@@ -148,17 +158,3 @@ def choose_device(name: str, *, has_cuda: Callable[[], bool] = torch.cuda.is_ava
     if name == "cuda" and not found:
         raise ConfigError("scale.device=cuda: no CUDA device on this machine; use device=auto or ask for a GPU")
     return torch.device("cuda" if found else "cpu")
-
-
-def choose_precision(name: str, device: torch.device) -> str:
-    """`fp32` or `bf16`; `auto` takes bf16 on GPUs that have it.
-
-    Raises:
-        ConfigError: unknown, or the GPU has no bf16.
-    """
-    if name not in ("auto", "fp32", "bf16"):
-        raise ConfigError(f"scale.precision={name!r}: auto, fp32 or bf16 was expected")
-    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    if name == "bf16" and device.type == "cuda" and not native:
-        raise ConfigError("scale.precision=bf16: this GPU has no bfloat16; use precision=auto or fp32")
-    return "bf16" if name == "bf16" or (name == "auto" and native) else "fp32"

@@ -8,7 +8,8 @@ from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import build_model
 from asiarch_hpc.training.data import IGNORED, Batch
-from asiarch_hpc.training.engine import TorchEngine, choose_device, choose_precision, token_loss
+from asiarch_hpc.training.engine import TorchEngine, choose_device
+from asiarch_hpc.training.objective import choose_precision, token_loss
 
 
 def make_batch(vocab: int = 30, seed: int = 0) -> Batch:
@@ -22,6 +23,39 @@ def test_masked_positions_do_not_count() -> None:
     masked = targets.clone()
     masked[:, 3:] = IGNORED
     assert torch.equal(token_loss(logits, masked), token_loss(logits[:, :3], targets[:, :3]))
+
+
+def test_micro_batches_add_up_to_the_step(source: str, scale: ScaleConfig) -> None:
+    source, batch = source.replace("Dropout(0.1)", "Identity()"), make_batch()
+    targets = batch.targets.clone()
+    targets[0, 5:] = IGNORED  # rows with different numbers of predictions count by their predictions
+    batch = Batch(batch.inputs, targets, 13)
+    results, weights = [], []
+    for rows in (0, 1):
+        scale.micro_batch = rows
+        model = build_model(source, vocab=30, scale=scale, dim=16, depth=1, seed=0)
+        results.append(TorchEngine(model, scale).step(batch, 0.1))
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert results[0].loss == pytest.approx(results[1].loss, rel=1e-6)
+    assert results[0].gradient_norm == pytest.approx(results[1].gradient_norm, rel=1e-5)
+    assert (weights[0] - weights[1]).norm() < 1e-3 * weights[0].norm()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_a_design_that_cannot_be_compiled_trains_as_it_is(
+    source: str, scale: ScaleConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale.compile = "on"
+
+    def broken(*_: object, **__: object) -> None:
+        raise RuntimeError("no compiler here")
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", broken)
+    model = build_model(source, vocab=30, scale=scale, dim=16, depth=1, seed=0)
+    engine = TorchEngine(model, scale)
+    losses = [engine.step(make_batch(), 1e-2).loss for _ in range(20)]
+    assert not engine.compiled
+    assert losses[-1] < losses[0] / 2
 
 
 def test_weights_survive_a_step_that_is_not_finite(source: str, scale: ScaleConfig) -> None:

@@ -1,0 +1,107 @@
+"""What a training minimises: forward and loss of some rows on one device, in its precision, compiled where it helps."""
+
+from __future__ import annotations
+
+import logging
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from asiarch_hpc.config import ScaleConfig
+from asiarch_hpc.errors import ConfigError
+from asiarch_hpc.training.backbone import LanguageModel
+from asiarch_hpc.training.data import IGNORED
+
+_log = logging.getLogger(__name__)
+
+
+class Objective:
+    """The loss of micro-batches; every engine accumulates the same arithmetic with it.
+
+    Args:
+        model: on `device` already, in fp32.
+        scale: `precision` and `compile`.
+        device: where the model is.
+
+    Attributes:
+        precision: `fp32` or `bf16`.
+        compiled: whether the blocks are compiled.
+
+    Raises:
+        ConfigError: unknown or impossible precision, unknown `compile`.
+    """
+
+    def __init__(self, model: LanguageModel, scale: ScaleConfig, device: torch.device) -> None:
+        self.precision = choose_precision(scale.precision, device)
+        self._model = model
+        self._device = device
+        if scale.compile not in ("auto", "on", "off"):
+            raise ConfigError(f"scale.compile={scale.compile!r}: auto, on or off was expected")
+        self.compiled = scale.compile == "on" or (scale.compile == "auto" and device.type == "cuda")
+        if self.compiled:
+            # Block by block: all blocks share one compilation, however deep the model is.
+            for block in model.blocks:
+                block.compile(dynamic=False)
+
+    def loss(self, inputs: Tensor, targets: Tensor, *, tokens: int, share: float) -> tuple[Tensor, Tensor]:
+        """This micro-batch's part of the step's loss.
+
+        Args:
+            inputs: [rows, length] int64.
+            targets: [rows, length] int64, `IGNORED` where nothing is predicted.
+            tokens: real predictions of the whole step, over all micro-batches.
+            share: rows of this micro-batch over rows of the step; weighs the auxiliary losses.
+
+        Returns:
+            Scalars in fp32: cross-entropy in nats over `tokens`, plus auxiliary losses, to go backward from; and the
+            former alone, without gradient. Both add up over the micro-batches of a step.
+        """
+        with self._autocast():
+            hidden, auxiliary = self._model.hidden(inputs)
+            logits = self._model.head(self._model.normed(hidden))[..., : self._model.vocab]
+        nats = token_loss(logits, targets) / tokens
+        total = nats if auxiliary is None else nats + auxiliary.float() * share
+        return total, nats.detach()
+
+    def fall_back(self, error: BaseException) -> None:
+        """Gives up compilation after `error`."""
+        _log.warning("the design is not compiled: %s: %s", type(error).__name__, str(error)[:500])
+        self.compiled = False
+        torch._dynamo.reset()
+        for block in self._model.blocks:
+            _uncompile(block)
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        if self.precision == "fp32":
+            return nullcontext()
+        return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+def _uncompile(block: nn.Module) -> None:
+    block._compiled_call_impl = None
+
+
+def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
+    """Sum of the cross-entropy over the real predictions, in fp32 nats.
+
+    Args:
+        logits: [batch, length, vocab].
+        targets: [batch, length] int64, `IGNORED` where nothing is predicted.
+    """
+    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
+
+
+def choose_precision(name: str, device: torch.device) -> str:
+    """`fp32` or `bf16`; `auto` takes bf16 on GPUs that have it.
+
+    Raises:
+        ConfigError: unknown, or the GPU has no bf16.
+    """
+    if name not in ("auto", "fp32", "bf16"):
+        raise ConfigError(f"scale.precision={name!r}: auto, fp32 or bf16 was expected")
+    native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if name == "bf16" and device.type == "cuda" and not native:
+        raise ConfigError("scale.precision=bf16: this GPU has no bfloat16; use precision=auto or fp32")
+    return "bf16" if name == "bf16" or (name == "auto" and native) else "fp32"
