@@ -107,6 +107,8 @@ def check(config: Config) -> None:
             config.gate.sandbox in ("auto", "bubblewrap", "namespaces", "landlock", "limits"),
             f"gate.sandbox={config.gate.sandbox!r}: auto, bubblewrap, namespaces, landlock or limits",
         ),
+        (scale.schedule in ("wsd", "cosine"), f"scale.schedule={scale.schedule!r}: wsd or cosine"),
+        (0 <= scale.min_lr_ratio <= 1, f"scale.min_lr_ratio={scale.min_lr_ratio}: a share from 0 to 1"),
         (scale.dim % scale.heads == 0, f"scale.dim={scale.dim}: a multiple of scale.heads={scale.heads}"),
         (len(config.baselines.seeds) >= 3, f"baselines.seeds={config.baselines.seeds}: at least three seeds"),
         (len(set(config.baselines.seeds)) == len(config.baselines.seeds), "baselines.seeds: each seed once"),

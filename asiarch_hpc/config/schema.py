@@ -42,7 +42,9 @@ class ScaleConfig:
     steps: int = 300
     learning_rate: float = 1e-2
     warmup_steps: int = 15
-    decay_fraction: float = 0.4  # last share of the steps in which the rate falls linearly to zero
+    schedule: str = "wsd"  # of the learning rate: wsd (warm-up, stable, decay) | cosine
+    decay_fraction: float = 0.4  # wsd: last share of the steps in which the rate falls linearly
+    min_lr_ratio: float = 0.0  # share of the peak rate towards which it falls
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     grad_clip: float = 1.0

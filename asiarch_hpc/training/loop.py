@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,16 +66,29 @@ class _Progress:
     last_losses: list[float] = field(default_factory=list)
 
 
-def learning_rate(step: int, *, steps: int, peak: float, warmup_steps: int, decay_fraction: float) -> float:
-    """Warm-up, stable, decay: the rate of a step counted from 0.
+def learning_rate(
+    step: int,
+    *,
+    steps: int,
+    peak: float,
+    warmup_steps: int,
+    decay_fraction: float,
+    schedule: str = "wsd",
+    min_ratio: float = 0.0,
+) -> float:
+    """The rate of a step counted from 0: a linear rise over `warmup_steps` steps to `peak`, then the schedule's fall.
 
-    Rises linearly over `warmup_steps` steps to `peak`, stays, and falls linearly in the last `decay_fraction` of
-    the steps towards zero, which it would reach at step `steps`.
+    `wsd` (warm-up, stable, decay) stays at the peak and falls linearly in the last `decay_fraction` of the steps,
+    `cosine` falls along half a cosine from the warm-up's end on; both towards `min_ratio` of the peak, which they
+    would reach at step `steps`.
     """
-    decay_steps = round(decay_fraction * steps)
     rising = (step + 1) / warmup_steps if step < warmup_steps else 1.0
-    falling = (steps - step) / decay_steps if step > steps - decay_steps else 1.0
-    return peak * min(rising, falling)
+    if schedule == "cosine":
+        falling = 0.5 * (1.0 + math.cos(math.pi * max(0, step - warmup_steps) / max(1, steps - warmup_steps)))
+    else:
+        decay_steps = round(decay_fraction * steps)
+        falling = (steps - step) / decay_steps if step > steps - decay_steps else 1.0
+    return peak * min(rising, min_ratio + (1.0 - min_ratio) * falling)
 
 
 def train(
@@ -201,6 +215,8 @@ class _Run:
                 peak=scale.learning_rate,
                 warmup_steps=scale.warmup_steps,
                 decay_fraction=scale.decay_fraction,
+                schedule=scale.schedule,
+                min_ratio=scale.min_lr_ratio,
             )
             batch = self._batches.batch(progress.step)
             result = self._step(batch, rate)

@@ -230,3 +230,21 @@ def test_schedule(steps: int, warmup: int, decay: float, peak: float) -> None:
         assert rates[warmup : steps - decaying + 1] == [peak] * len(rates[warmup : steps - decaying + 1])
     if decaying and warmup <= 1:
         assert rates[-1] == pytest.approx(peak / decaying)
+
+
+@given(steps=st.integers(2, 500), warmup=st.integers(0, 100), floor=st.floats(0, 1))
+@settings(deadline=None)
+def test_cosine_schedule(steps: int, warmup: int, floor: float) -> None:
+    warmup = min(warmup, steps - 1)
+
+    def rate(step: int) -> float:
+        return learning_rate(
+            step, steps=steps, peak=0.5, warmup_steps=warmup, decay_fraction=0.4, schedule="cosine", min_ratio=floor
+        )
+
+    rates = [rate(step) for step in range(warmup, steps + 1)]
+    assert rates[0] == 0.5
+    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert rates[-1] == pytest.approx(0.5 * floor)
+    assert (rates[0] + rates[-1]) / 2 == pytest.approx(rate(warmup + (steps - warmup) // 2), abs=0.5 / (steps - warmup))
+    assert [rate(step) for step in range(warmup)] == pytest.approx([0.5 * (s + 1) / warmup for s in range(warmup)])
