@@ -15,7 +15,7 @@ from asiarch_hpc.gate.check import check, find_device
 from asiarch_hpc.gate.checks.subject import Precision
 from asiarch_hpc.records import GateReport
 from asiarch_hpc.training.backbone import LanguageModel, build_model, count_parameters
-from asiarch_hpc.training.tuner import match_size
+from asiarch_hpc.training.tuner import match_depth_first, match_size
 from jobs.workspace import Workspace
 
 
@@ -43,7 +43,8 @@ def examine_beside(space: Workspace, source: str, reference: Reference | None, s
     def size() -> tuple[int, int]:
         if reference is None:
             return scale.dim, scale.depth
-        return match_size(
+        match = match_depth_first if scale.match == "depth" else match_size
+        return match(
             functools.partial(_count, source, space),
             target=parameters,
             reference_dim=scale.dim,

@@ -109,6 +109,8 @@ def check(config: Config) -> None:
         ),
         (scale.schedule in ("wsd", "cosine"), f"scale.schedule={scale.schedule!r}: wsd or cosine"),
         (0 <= scale.min_lr_ratio <= 1, f"scale.min_lr_ratio={scale.min_lr_ratio}: a share from 0 to 1"),
+        (scale.match in ("width", "depth"), f"scale.match={scale.match!r}: width or depth"),
+        (0 < scale.memory_share <= 1, f"scale.memory_share={scale.memory_share}: a share above 0, at most 1,"),
         (scale.dim % scale.heads == 0, f"scale.dim={scale.dim}: a multiple of scale.heads={scale.heads}"),
         (len(config.baselines.seeds) >= 3, f"baselines.seeds={config.baselines.seeds}: at least three seeds"),
         (len(set(config.baselines.seeds)) == len(config.baselines.seeds), "baselines.seeds: each seed once"),

@@ -48,10 +48,13 @@ class ScaleConfig:
     weight_decay: float = 0.1
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     grad_clip: float = 1.0
+    match: str = "width"  # what is changed first to match a design's parameters: width | depth (Genesys B.1.4)
     attention: bool = True  # whether cost may grow with the square of the length
     ffn_multiple: float = 8 / 3  # SwiGLU width of layer programs, in units of dim
     tie_embeddings: bool = False
     embedding_std: float = 1.0  # of a new embedding; 0.02, common at large scale, learns slowly in few steps
+    memory_share: float = 0.9  # of a GPU's free memory, that a training may take
+    memory_margin: float = 0.1  # by which a row may take more memory than measured on passes of one and two rows
     precision: str = "auto"  # auto (bf16 where the device has it) | fp32 | bf16
     device: str = "auto"  # auto | cpu | cuda
     compile: str = "auto"  # auto (on GPUs) | on | off; a design that cannot be compiled runs as it is

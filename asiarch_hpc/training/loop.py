@@ -27,7 +27,7 @@ _FINAL_WINDOW = 10  # steps whose mean is the final loss: a single batch is too 
 # What may differ between the parts of an interrupted training.
 _NOT_DEFINING = (
     "device", "threads", "seeds", "checkpoint_seconds", "step_seconds_limit", "step_multiple_limit", "leak_stop",
-    "loss_limit", "keep_weights", "micro_batch", "compile",
+    "loss_limit", "keep_weights", "micro_batch", "compile", "match", "memory_share", "memory_margin",
 )  # fmt: skip
 
 

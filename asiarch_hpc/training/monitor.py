@@ -11,7 +11,7 @@ from typing import Literal
 
 from asiarch_hpc.errors import TrainingError
 
-Cause = Literal["non_finite_loss", "diverged", "leak", "too_slow", "design_error"]
+Cause = Literal["non_finite_loss", "diverged", "leak", "too_slow", "design_error", "out_of_memory"]
 
 _SPEED_WINDOW = 5
 _LOSS_WINDOW = 20  # steps over which losses are compared, since single batches differ

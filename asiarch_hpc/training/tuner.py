@@ -9,6 +9,7 @@ from asiarch_hpc.errors import DesignError
 
 # A design without matrices would ask for an endless width; no sensible match lies beyond this.
 _WIDEST = 8
+_DEEPEST = 8  # times the baseline's depth, likewise for designs of few parameters
 
 
 def match_size(
@@ -55,7 +56,41 @@ def match_size(
     if best is None:
         assert failure is not None
         raise failure
-    raise DesignError(
+    raise _no_match(best, target, tolerance, reference_dim, dim_step)
+
+
+def match_depth_first(
+    count: Callable[[int, int], int],
+    *,
+    target: int,
+    reference_dim: int,
+    reference_depth: int,
+    dim_step: int,
+    tolerance: float,
+) -> tuple[int, int]:
+    """Finds the depth, and only if no depth fits at the baseline's width, a smaller width (Genesys, B.1.4).
+
+    Genesys stops at the first depth within the tolerance, which lies below the target more often than above; here
+    the nearest in log-ratio wins. Narrower widths are tried at the smallest depth that exceeds the target.
+
+    Args, Returns, Raises: as in `match_size`.
+    """
+    below: _Candidate | None = None
+    for depth in range(1, _DEEPEST * reference_depth + 1):
+        found = _Candidate(reference_dim, depth, count(reference_dim, depth), target)
+        if found.parameters >= target:
+            break
+        below = found
+    nearest = min((c for c in (below, found) if c is not None), key=lambda c: c.distance)
+    if abs(nearest.parameters / target - 1) > tolerance and found.parameters > target:
+        nearest = _nearest_width(count, target, reference_dim, found.depth, dim_step)
+    if abs(nearest.parameters / target - 1) <= tolerance:
+        return nearest.dim, nearest.depth
+    raise _no_match(nearest, target, tolerance, reference_dim, dim_step)
+
+
+def _no_match(best: _Candidate, target: int, tolerance: float, reference_dim: int, dim_step: int) -> DesignError:
+    return DesignError(
         f"no size matches the baseline's {target} non-embedding parameters within {tolerance:.0%}: the nearest is "
         f"{best.parameters} at dim={best.dim}, depth={best.depth}; widths are dim {reference_dim} in steps of "
         f"{dim_step}. Let the design's matrices grow with dim, or make the fixed parts smaller"

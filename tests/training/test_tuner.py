@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asiarch_hpc.errors import DesignError
-from asiarch_hpc.training.tuner import match_size
+from asiarch_hpc.training.tuner import match_depth_first, match_size
 
 
 @given(
@@ -78,3 +78,22 @@ def test_a_design_that_builds_nowhere_gives_its_own_error() -> None:
 
     with pytest.raises(DesignError, match="never"):
         match_size(count, target=10, reference_dim=16, reference_depth=1, dim_step=8, tolerance=0.2)
+
+
+@pytest.mark.parametrize(("size", "expected"), [(12, (64, 3)), (24, (56, 2)), (5, (64, 7)), (100, (40, 1))])
+def test_depth_first_keeps_the_width_where_a_depth_fits(size: int, expected: tuple[int, int]) -> None:
+    # Genesys's order (B.1.4). 24: one block has two thirds of the target, two have four thirds, neither within 20 %.
+    found = match_depth_first(
+        lambda d, n: size * n * d * d,
+        target=12 * 3 * 64**2,
+        reference_dim=64,
+        reference_depth=3,
+        dim_step=8,
+        tolerance=0.2,
+    )
+    assert found == expected
+
+
+def test_depth_first_gives_up_on_a_design_without_parameters() -> None:
+    with pytest.raises(DesignError, match=r"the nearest is 24 at dim=64, depth=24"):
+        match_depth_first(lambda d, n: n, target=10**6, reference_dim=64, reference_depth=3, dim_step=8, tolerance=0.2)
