@@ -92,9 +92,8 @@ def _count(source: str, space: Workspace, dim: int, depth: int) -> int:
 
 def _text(space: Workspace) -> Tensor:
     """[rows, length + 1] tokens of training text for the gate's learning steps."""
-    scale, tokens = space.config.scale, space.corpus.train.tokens
+    scale, text = space.config.scale, space.corpus.train
     needed = scale.batch_size * (scale.length + 1)
-    rows = torch.tensor(tokens[: needed if len(tokens) >= needed else 0].astype("int64"))
-    if not rows.numel():
-        raise DesignError(f"the corpus has {len(tokens)} tokens, fewer than the {needed} of one batch; use more text")
-    return rows.view(scale.batch_size, scale.length + 1)
+    if text.tokens < needed:
+        raise DesignError(f"the corpus has {text.tokens} tokens, fewer than the {needed} of one batch; use more text")
+    return torch.tensor(text.read(0, needed).astype("int64")).view(scale.batch_size, scale.length + 1)

@@ -29,6 +29,7 @@ from asiarch_hpc.errors import CorpusError, StoreError
 from asiarch_hpc.records import Json
 from asiarch_hpc.training import text_sources
 from asiarch_hpc.training import tokenizer as tokenizers
+from asiarch_hpc.training.documents import Documents
 from asiarch_hpc.training.tokenizer import Tokenizer
 
 _LAYOUT = 1
@@ -37,23 +38,6 @@ _DEFINING = (
     "source", "dataset", "subset", "split", "text_field", "vocab_size", "tokenizer_megabytes", "heldout_fraction",
     "max_megabytes", "document_kilobytes", "recall_fraction",
 )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Documents:
-    """Token ids of documents laid end to end.
-
-    `tokens` is a read-only memory map [tokens]; document i is `tokens[offsets[i]:offsets[i + 1]]`.
-    """
-
-    tokens: NDArray[Any]
-    offsets: NDArray[np.int64]
-
-    def __len__(self) -> int:
-        return len(self.offsets) - 1
-
-    def __getitem__(self, index: int) -> NDArray[Any]:
-        return self.tokens[self.offsets[index] : self.offsets[index + 1]]
 
 
 @dataclass(frozen=True)
@@ -71,7 +55,7 @@ class Corpus:
     @functools.cached_property
     def heldout(self) -> Documents:
         with _reading(self.path) as file:
-            return Documents(_mapped(self.path, file["heldout_tokens"]), file["heldout_offsets"][:])
+            return Documents([_mapped(self.path, file["heldout_tokens"])], file["heldout_offsets"][:])
 
     @functools.cached_property
     def heldout_texts(self) -> Sequence[str]:
@@ -140,7 +124,7 @@ def open_corpus(path: Path) -> Corpus:
             key=str(file.attrs["key"]),
             vocab=tokenizer.vocab,
             tokenizer=tokenizer,
-            train=Documents(_mapped(path, file["train_tokens"]), file["train_offsets"][:]),
+            train=Documents([_mapped(path, file["train_tokens"])], file["train_offsets"][:]),
             source=json.loads(file["source"][:].tobytes()),
         )
 

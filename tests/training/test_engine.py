@@ -14,7 +14,7 @@ from asiarch_hpc.training.objective import choose_precision, token_loss
 
 def make_batch(vocab: int = 30, seed: int = 0) -> Batch:
     ids = torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(seed))
-    return Batch(ids[:, :-1], ids[:, 1:], 16)
+    return Batch(ids[:, :-1], ids[:, 1:], 16, torch.zeros(2, 8, dtype=torch.int32), 16)
 
 
 def test_masked_positions_do_not_count() -> None:
