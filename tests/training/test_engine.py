@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,7 @@ def test_micro_batches_add_up_to_the_step(source: str, scale: ScaleConfig) -> No
     source, batch = source.replace("Dropout(0.1)", "Identity()"), make_batch()
     targets = batch.targets.clone()
     targets[0, 5:] = IGNORED  # rows with different numbers of predictions count by their predictions
-    batch = Batch(batch.inputs, targets, 13)
+    batch = replace(batch, targets=targets, tokens=13, global_tokens=13)
     results, weights = [], []
     for rows in (0, 1):
         scale.micro_batch = rows
