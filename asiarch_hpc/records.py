@@ -149,6 +149,8 @@ class TrialRecord:
     evaluation_sha256: str
     resumed: int = 0
     sandbox: str = ""  # the rung that held the training
+    micro_batch: int = 0  # rows of one pass
+    compiled: bool = False  # whether the blocks ran compiled
     schema_version: int = SCHEMA_VERSION
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import statistics
 import tempfile
@@ -28,11 +29,16 @@ from asiarch_hpc.store.files import json_bytes, write_json
 from asiarch_hpc.store.layout import TrialLayout
 from asiarch_hpc.training.loop import TrainOutcome, train
 from asiarch_hpc.training.monitor import Peers, TrainingStoppedError
+from jobs import compiled
 from jobs.devices import uses_gpu
 from jobs.entry import Attempt, SupersededError
 from jobs.evaluate import evaluate_trial, trial_weights
 from jobs.workspace import Workspace
 
+_OF_THE_OUTCOME = (
+    "parameters", "steps", "tokens", "first_loss", "final_loss", "tokens_per_second", "weights_sha256", "device",
+    "precision", "resumed", "sandbox", "micro_batch", "compiled",
+)  # fmt: skip
 CURVES = ("step", "loss", "learning_rate", "gradient_norm", "step_seconds", "tokens")
 METRICS_BYTES = 1 << 30  # more than any training's rows need; the file is read whole
 CLAIM_CHECK_SECONDS = 5.0  # how often a training looks whether it was replaced
@@ -63,7 +69,7 @@ def run(attempt: Attempt, arguments: Json) -> Json:
     print(f"attempt {attempt.token} at {identifier} {name}: dim {gate.dim}, depth {gate.depth}")
     try:
         peers = _peers(space, arguments.get("reference"))
-        outcome = _train(attempt, space, trial, source, gate, seed, peers)
+        outcome = _train(attempt, space, trial, source, gate, seed, peers, arguments.get("reference"))
         evaluation = _evaluate(attempt, space, trial, source, gate, seed, outcome)
     except FailedTrialError as error:
         attempt.check_current()
@@ -92,7 +98,6 @@ def _record(
     outcome: dict[str, Any],
     evaluation: Evaluation,
 ) -> TrialRecord:
-    same = ("parameters", "steps", "tokens", "first_loss", "final_loss", "tokens_per_second", "weights_sha256")
     return TrialRecord(
         experiment=trial.root.parent.parent.name,
         name=trial.root.name,
@@ -104,7 +109,7 @@ def _record(
         train_seconds=outcome["seconds"],
         corpus_key=space.corpus.key,
         evaluation_sha256=hashlib.sha256(json_bytes(to_json(evaluation))).hexdigest(),
-        **{name: outcome[name] for name in (*same, "device", "precision", "resumed", "sandbox")},
+        **{name: outcome[name] for name in _OF_THE_OUTCOME},
     )
 
 
@@ -116,15 +121,19 @@ def _train(
     gate: GateReport,
     seed: int,
     peers: Peers | None = None,
+    reference: str | None = None,
 ) -> dict[str, Any]:
     """Runs the training in a confined child; the outcome crosses as JSON."""
     corpus, config = space.corpus, space.config
     resources = config.executor.train
+    gpu = uses_gpu(config.scale.device, config.gate.sandbox)
+    identifier = trial.root.parent.parent.name
 
     trial.live.mkdir(exist_ok=True)
     trial.metrics.touch()
 
     def child() -> Json:
+        os.environ.update(compiled.environment(kernels))
         with trial.metrics.open("a") as metrics:
 
             def on_metrics(row: Json) -> None:
@@ -154,6 +163,9 @@ def _train(
     # The child's home: torch and CUDA drivers keep caches there, which are no part of the trial. Of the trial's files
     # it may write its own, and none that says how good it is; it looks at the claims to see whether it was replaced.
     with tempfile.TemporaryDirectory(prefix="asiarch-train-") as scratch:
+        kernels = Path(scratch) / "kernels"
+        if gpu:
+            compiled.unpack(space.compiled, (reference, identifier), kernels)
         answer = run_isolated(
             child,
             timeout_s=resources.timeout_min * 60,
@@ -162,8 +174,10 @@ def _train(
             readable=[attempt.layout.attempts(attempt.work)],
             rung=config.gate.sandbox,
             threads=config.scale.threads,
-            gpu=uses_gpu(config.scale.device, config.gate.sandbox),
+            gpu=gpu,
         )
+        if gpu and answer.ok:
+            compiled.pack(kernels, space.compiled, identifier)
     if (answer.cause or "").startswith("killed"):
         # The system's or an administrator's doing more often than the design's, which the gate has seen run.
         raise ChildProcessError(f"the training's process was {answer.cause} ({answer.error})")

@@ -33,6 +33,12 @@ class Workspace:
         """Folder of prepared corpora, shared by all runs beside this one unless configured otherwise."""
         return Path(self.config.data.cache) if self.config.data.cache else self.layout.root.parent / "corpora"
 
+    @property
+    def compiled(self) -> Path:
+        """Folder of compiled kernels, likewise."""
+        folder = self.config.executor.kernel_cache
+        return Path(folder) if folder else self.layout.root.parent / "kernels"
+
     @functools.cached_property
     def corpus(self) -> Corpus:
         """The corpus, prepared by whichever job needs it first.

@@ -244,6 +244,7 @@ class ExecutorConfig:
     signal_seconds: int = 90  # warning before a time limit
     lost_grace_seconds: float = 15.0  # wait for a result file after a job left the queue
     command_seconds: float = 30.0  # longest wait for one answer of Slurm
+    kernel_cache: str = ""  # folder of compiled GPU kernels; empty: `kernels` beside the run
     propose: ResourceConfig = field(default_factory=_an_hour)
     train: ResourceConfig = field(default_factory=_an_hour)
     debug: ResourceConfig = field(default_factory=_an_hour)

@@ -20,6 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.short_convolution import short_convolution
+
 
 def design_builtins(device: str) -> dict[str, Any]:
     """Builtins for a design's module, with an `import` that knows the `fla` names.
@@ -171,12 +173,11 @@ class ShortConvolution(nn.Conv1d):
 
     def _convolve(self, x: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
         width = self.kernel_size[0]
-        history = x.new_zeros(x.shape[0], x.shape[2], width) if cache is None else cache.to(x.dtype)
-        inputs = torch.cat([history, x.transpose(1, 2)], dim=2)
-        weight = self.weight.to(x.dtype)
+        inputs = x if cache is None else torch.cat([cache.to(x.dtype).transpose(1, 2), x], dim=1)
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = F.conv1d(inputs[..., 1:], weight, bias, groups=self.groups).transpose(1, 2)
-        return F.silu(y) if self.activation else y, inputs[..., -width:]
+        y = short_convolution(inputs, self.weight.squeeze(1).to(x.dtype), bias, "silu" if self.activation else None)
+        state = F.pad(inputs, (0, 0, max(0, width - inputs.shape[1]), 0))[:, -width:]
+        return y[:, inputs.shape[1] - x.shape[1] :], state.transpose(1, 2)
 
 
 def get_unpad_data(attention_mask: Tensor) -> tuple[Tensor, Tensor, int]:

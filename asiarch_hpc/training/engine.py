@@ -18,6 +18,7 @@ from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.training.backbone import LanguageModel
 from asiarch_hpc.training.checkpoint import State
 from asiarch_hpc.training.data import Batch
+from asiarch_hpc.training.micro_batch import fit_micro_batch, trial_pass
 from asiarch_hpc.training.objective import Objective
 
 
@@ -42,6 +43,16 @@ class Engine(Protocol):
         """`fp32` or `bf16`."""
         ...
 
+    @property
+    def micro_batch(self) -> int:
+        """Rows that this device computes at once."""
+        ...
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the blocks run compiled."""
+        ...
+
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         """One optimiser step. Weights stay as they are when loss or gradient are not finite."""
         ...
@@ -64,6 +75,7 @@ class TorchEngine:
 
     Raises:
         ConfigError: the device or precision asked for does not exist here.
+        TrainingStoppedError: `out_of_memory`, the device cannot take one row.
     """
 
     def __init__(self, model: LanguageModel, scale: ScaleConfig) -> None:
@@ -72,7 +84,8 @@ class TorchEngine:
         self._model = model.to(self._torch_device).train()
         self._objective = Objective(model, scale, self._torch_device)
         self.precision = self._objective.precision
-        self._micro_batch = scale.micro_batch
+        self.micro_batch = scale.micro_batch or self._fitting_rows(scale)
+        self._objective.compile()
         self._proven = not self._objective.compiled
         self._grad_clip = scale.grad_clip
         self._parameters = [p for p in model.parameters() if p.requires_grad]
@@ -85,6 +98,17 @@ class TorchEngine:
             lr=scale.learning_rate,
             betas=(first, second),
             fused=all(p.is_floating_point() for p in self._parameters),  # complex ones have no fused form
+        )
+
+    def _fitting_rows(self, scale: ScaleConfig) -> int:
+        device = self._torch_device
+        return fit_micro_batch(
+            trial_pass(self._objective, length=scale.length, vocab=self._model.vocab, device=device),
+            self._model,
+            rows=scale.batch_size,
+            device=device,
+            share=scale.memory_share,
+            margin=scale.memory_margin,
         )
 
     @property
@@ -113,7 +137,7 @@ class TorchEngine:
         """Accumulates the gradient of the step's loss over its micro-batches; returns its nats per token."""
         self._optimizer.zero_grad(set_to_none=True)
         rows = len(batch.inputs)
-        size = self._micro_batch or rows
+        size = self.micro_batch
         inputs = batch.inputs.to(self._torch_device, non_blocking=True)
         targets = batch.targets.to(self._torch_device, non_blocking=True)
         total = torch.zeros((), device=self._torch_device)

@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from asiarch_hpc.config import ScaleConfig
+from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.records import Json
 from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import LanguageModel, build_model
@@ -36,7 +37,8 @@ class TrainOutcome:
     """How a training ended. Losses in nats per token; `seconds` and `tokens` add up over all its parts.
 
     `final_loss` is the mean of the last ten steps. `weights_path` and `weights_sha256` are set when finished.
-    `resumed` counts how often the training was continued from a checkpoint.
+    `resumed` counts how often the training was continued from a checkpoint. `micro_batch` is the rows of one pass,
+    `compiled` whether the blocks ran compiled.
     """
 
     status: Literal["finished", "interrupted"]
@@ -52,6 +54,8 @@ class TrainOutcome:
     device: str
     precision: str
     resumed: int
+    micro_batch: int
+    compiled: bool
 
 
 @dataclass
@@ -134,7 +138,7 @@ def train(
         model = _build(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed)
         torch.manual_seed(seed)
         run = _Run(
-            engine=TorchEngine(model, scale),
+            engine=_engine(model, scale),
             batches=Batches(
                 corpus.train,
                 length=scale.length,
@@ -173,6 +177,8 @@ def train(
         device=run.engine.device,
         precision=run.engine.precision,
         resumed=progress.resumed,
+        micro_batch=run.engine.micro_batch,
+        compiled=run.engine.compiled,
     )
 
 
@@ -276,6 +282,17 @@ def _build(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, depth: 
         raise TrainingStoppedError(
             "design_error",
             f"building at dim={dim}, depth={depth}: {type(error).__name__}: {error}{_own_frames(error)}",
+        ) from error
+
+
+def _engine(model: LanguageModel, scale: ScaleConfig) -> Engine:
+    try:
+        return TorchEngine(model, scale)
+    except (ConfigError, TrainingStoppedError):
+        raise
+    except (Exception, SystemExit) as error:  # it runs the design to measure its memory
+        raise TrainingStoppedError(
+            "design_error", f"the first pass: {type(error).__name__}: {error}{_own_frames(error)}"
         ) from error
 
 

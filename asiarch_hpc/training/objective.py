@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Objective:
-    """The loss of micro-batches; every engine accumulates the same arithmetic with it.
+    """The loss of micro-batches; every engine accumulates the same arithmetic with it. Not compiled before `compile`.
 
     Args:
         model: on `device` already, in fp32.
@@ -39,11 +39,16 @@ class Objective:
         self._device = device
         if scale.compile not in ("auto", "on", "off"):
             raise ConfigError(f"scale.compile={scale.compile!r}: auto, on or off was expected")
-        self.compiled = scale.compile == "on" or (scale.compile == "auto" and device.type == "cuda")
-        if self.compiled:
+        self._compile = scale.compile == "on" or (scale.compile == "auto" and device.type == "cuda")
+        self.compiled = False
+
+    def compile(self) -> None:
+        """Lets the next passes compile the blocks, where the scale says so; to be called before the first step."""
+        if self._compile:
             # Block by block: all blocks share one compilation, however deep the model is.
-            for block in model.blocks:
+            for block in self._model.blocks:
                 block.compile(dynamic=False)
+            self.compiled = True
 
     def loss(self, inputs: Tensor, targets: Tensor, *, tokens: int, share: float) -> tuple[Tensor, Tensor]:
         """This micro-batch's part of the step's loss.
