@@ -58,6 +58,7 @@ class ScaleConfig:
     precision: str = "auto"  # auto (bf16 where the device has it) | fp32 | bf16
     device: str = "auto"  # auto | cpu | cuda
     compile: str = "auto"  # auto (on GPUs) | on | off; a design that cannot be compiled runs as it is
+    prefetch: int = 2  # steps whose data are prepared while a GPU trains
     threads: int = 1  # CPU threads of a trial; 1 keeps results identical on every machine load
     seeds: list[int] = field(default_factory=lambda: [0])
     checkpoint_seconds: float = 60.0

@@ -7,7 +7,7 @@ import json
 import math
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -23,12 +23,13 @@ from asiarch_hpc.training.corpus import Corpus
 from asiarch_hpc.training.data import Batch, Batches
 from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine, choose_device
 from asiarch_hpc.training.monitor import Monitor, Peers, TrainingStoppedError
+from asiarch_hpc.training.prefetch import Prefetcher
 
 _FINAL_WINDOW = 10  # steps whose mean is the final loss: a single batch is too noisy to report
 # What may differ between the parts of an interrupted training.
 _NOT_DEFINING = (
     "device", "threads", "seeds", "checkpoint_seconds", "step_seconds_limit", "step_multiple_limit", "leak_stop",
-    "loss_limit", "keep_weights", "micro_batch", "compile", "match", "memory_share", "memory_margin",
+    "loss_limit", "keep_weights", "micro_batch", "prefetch", "compile", "match", "memory_share", "memory_margin",
 )  # fmt: skip
 
 
@@ -208,6 +209,20 @@ class _Run:
     def go(self, on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]) -> bool:
         """Runs to the last step (True) or until asked to stop (False); either way a checkpoint is left."""
         self._resume()
+        with self._source() as batches:
+            return self._steps(batches, on_metrics, should_stop)
+
+    def _source(self) -> AbstractContextManager[Batches | Prefetcher]:
+        """Where batches come from: a GPU works on while the next ones are prepared."""
+        if self.engine.device == "cpu":
+            return nullcontext(self._batches)
+        return Prefetcher(
+            self._batches, first=self.progress.step, stop=self._scale.steps, depth=self._scale.prefetch, pin=True
+        )
+
+    def _steps(
+        self, batches: Batches | Prefetcher, on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]
+    ) -> bool:
         scale, progress = self._scale, self.progress
         saved_at = self._clock()
         while progress.step < scale.steps:
@@ -224,7 +239,7 @@ class _Run:
                 schedule=scale.schedule,
                 min_ratio=scale.min_lr_ratio,
             )
-            batch = self._batches.batch(progress.step)
+            batch = batches.batch(progress.step)
             result = self._step(batch, rate)
             seconds = self._clock() - begun
             self._count(result, batch.tokens, seconds)
