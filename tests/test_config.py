@@ -6,7 +6,17 @@ from pathlib import Path
 
 import pytest
 
-from asiarch_hpc.config import CONFIGS, differences, from_dict, load_config, proposers, to_dict, uses_agents
+from asiarch_hpc.config import (
+    CONFIGS,
+    at_stage,
+    differences,
+    from_dict,
+    load_config,
+    proposers,
+    stage_of,
+    to_dict,
+    uses_agents,
+)
 from asiarch_hpc.errors import ConfigError
 
 
@@ -48,6 +58,18 @@ def test_overrides_are_typed() -> None:
         ("agents.servers=[{name: A b, model: m}]", r"a-z, 0-9 and dashes"),
         ("agents.embedding.kind=served", r"agents\.embedding\.model: a model"),
         ("agents.reply=xml", r"schema or blocks"),
+        ("scale.schedule=linear", r"wsd or cosine"),
+        ("stages.verify.promote.topp=2", r"did you mean stages\.verify\.promote\.top\?"),
+        ("stages.verify.scale.dim=33", r"stages\.verify\.scale\.dim=33: a multiple of scale\.heads"),
+        ("stages.verify.scale.steps=0", r"stages\.verify\.scale\.steps=0: a positive number"),
+        ("stages.verify.scale.name=x", r"the stage's name was expected"),
+        ("stages.verify.train.gpus=many", r"stages\.verify\.train\.gpus has a wrong value or type"),
+        ("stages.explore.scale.steps=9", r"another name than that of the run's own scale"),
+        ("stages.a-b.scale.steps=9", r"letters, digits and '_'"),
+        ("stages.verify.promote.by=luck", r"fitness or loss"),
+        ("stages.verify.baseline_seeds=[0,1]", r"at least three seeds"),
+        ("stages.verify.baselines=[delta_net]", r"the reference not among them"),
+        ("stages=3", r"stages"),
     ],
 )
 def test_errors_say_what_is_valid(override: str, expected: str) -> None:
@@ -81,3 +103,34 @@ def test_proposers_are_a_name_or_shares() -> None:
     assert from_dict(to_dict(shared), source="test") == shared
     assert proposers(load_config("laptop", ["proposer={llm: 3, recombine: 0}", endpoint])) == {"llm": 3.0}
     assert uses_agents(load_config("laptop", ["fitness.judge=llm", endpoint]))
+
+
+def test_a_stage_inherits_what_it_does_not_set() -> None:
+    config = load_config(
+        "smoke",
+        [
+            "stages.verify.scale.dim=32",
+            "stages.verify.promote.top=2",
+            "stages.final.evaluation.questions=7",
+            "stages.final.train.gpus=8",
+            "scale.learning_rate=0.02",
+            "stages.verify.scale.steps=40",
+        ],
+    )
+    assert list(config.stages) == ["verify", "final"]
+    verify, final = at_stage(config, "verify"), at_stage(config, "final")
+    assert (verify.scale.name, verify.scale.dim, verify.scale.steps, verify.scale.learning_rate) == (
+        "verify", 32, 40, 0.02,
+    )  # fmt: skip
+    assert (final.scale.dim, final.scale.steps, final.scale.learning_rate) == (16, 30, 0.02)
+    assert (final.evaluation.questions, verify.evaluation.questions, config.evaluation.questions) == (7, 10, 10)
+    assert (final.executor.train.gpus, verify.executor.train.gpus) == (8, 0)
+    assert at_stage(config, None) is config
+    assert from_dict(to_dict(config), source="test") == config
+    assert [stage_of(trial, config) for trial in ("final-s12", "smoke-s0", "finals-s0")] == ["final", None, None]
+    with pytest.raises(ConfigError, match="one of \\['verify', 'final'\\]"):
+        at_stage(config, "last")
+
+
+def test_stages_can_be_left_out() -> None:
+    assert load_config("smoke", ["stages.verify.scale.dim=32", "stages={}"]).stages == {}

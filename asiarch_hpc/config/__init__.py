@@ -29,10 +29,13 @@ from asiarch_hpc.config.schema import (
     GateConfig,
     LimitsConfig,
     OperatorConfig,
+    PromotionConfig,
     ResourceConfig,
     ScaleConfig,
     SearchConfig,
+    StageConfig,
 )
+from asiarch_hpc.config.stages import at_stage, stage_of
 
 __all__ = [
     "CARRIED_OUT_BY",
@@ -49,17 +52,21 @@ __all__ = [
     "LimitsConfig",
     "NoveltyConfig",
     "OperatorConfig",
+    "PromotionConfig",
     "ResourceConfig",
     "RoleConfig",
     "RolesConfig",
     "ScaleConfig",
     "SearchConfig",
     "ServerConfig",
+    "StageConfig",
+    "at_stage",
     "check",
     "differences",
     "from_dict",
     "load_config",
     "proposers",
+    "stage_of",
     "to_dict",
     "uses_agents",
 ]

@@ -18,16 +18,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from asiarch_hpc.config.agents import ServerConfig
-from asiarch_hpc.config.schema import Config
+from asiarch_hpc.config.schema import Config, ScaleConfig
+from asiarch_hpc.config.stages import at_stage, resolve_stages, stage_problems
 from asiarch_hpc.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
-# What says how a run is carried out, not what it finds: it may change when a run is resumed.
+# What says how a run is carried out, not what it finds: it may change when a run is resumed. Patterns of keys.
 CARRIED_OUT_BY = (
     "executor", "limits", "agents.endpoints", "agents.servers", "agents.api_key_env", "agents.api_key_file",
     "agents.stream", "agents.retries", "agents.backoff_s", "agents.backoff_limit_s", "agents.wait_s",
-    "agents.tokens", "agents.gpu_seconds", "agents.health_s",
+    "agents.tokens", "agents.gpu_seconds", "agents.health_s", "stages.*.train",
 )  # fmt: skip
 PROPOSERS = ("recombine", "llm")
 
@@ -48,24 +49,31 @@ def load_config(name_or_path: str = "laptop", overrides: Sequence[str] = ()) -> 
     if not path.is_file():
         known = sorted(p.stem for p in CONFIGS.glob("*.yaml"))
         raise ConfigError(f"no configuration {name_or_path!r}: expected a YAML file or one of {known}")
-    merged = OmegaConf.structured(Config)
     try:
-        layer = OmegaConf.load(path)
+        layers: list[tuple[Any, str]] = [(OmegaConf.load(path), str(path))]
     except Exception as error:  # the YAML parser has no common base class with OmegaConf's errors
         raise ConfigError(f"{path}: not valid YAML: {error}") from error
-    merged = _merge(merged, layer, str(path))
-    for override in overrides:
-        key, sign, _ = override.partition("=")
-        if not sign or not key:
-            raise ConfigError(f"override {override!r}: expected group.key=value, for example search.batch=8")
-        try:
-            layer = OmegaConf.from_dotlist([override])
-        except Exception as error:
-            raise ConfigError(f"override {override!r}: {error}") from error
-        merged = _merge(merged, layer, f"override {override!r}")
+    layers += [(_layer(override), f"override {override!r}") for override in overrides]
+    merged, stages = OmegaConf.structured(Config), OmegaConf.create()
+    for layer, source in layers:
+        merged = _merge(merged, layer, source)
+        stages = cast(DictConfig, OmegaConf.merge(stages, layer.get("stages", {})))
+        if "stages" in layer and not layer.stages:  # stages={}: exploration alone
+            merged.stages, stages = {}, OmegaConf.create()
+    resolve_stages(merged, stages)
     config = cast(Config, OmegaConf.to_object(merged))
     check(config)
     return config
+
+
+def _layer(override: str) -> Any:
+    key, sign, _ = override.partition("=")
+    if not sign or not key:
+        raise ConfigError(f"override {override!r}: expected group.key=value, for example search.batch=8")
+    try:
+        return OmegaConf.from_dotlist([override])
+    except Exception as error:
+        raise ConfigError(f"override {override!r}: {error}") from error
 
 
 def from_dict(data: dict[str, Any], *, source: str) -> Config:
@@ -93,10 +101,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 def check(config: Config) -> None:
     """Raises ConfigError for values that no run could honour."""
-    search, scale = config.search, config.scale
-    _check_sizes(config)
+    search = config.search
     _check_agents(config)
     problems = [
+        *stage_problems(config),
         (search.policy in ("asi_arch", "random"), f"search.policy={search.policy!r}: asi_arch or random"),
         (config.fitness.judge in ("rule", "llm"), f"fitness.judge={config.fitness.judge!r}: rule or llm"),
         (
@@ -107,14 +115,8 @@ def check(config: Config) -> None:
             config.gate.sandbox in ("auto", "bubblewrap", "namespaces", "landlock", "limits"),
             f"gate.sandbox={config.gate.sandbox!r}: auto, bubblewrap, namespaces, landlock or limits",
         ),
-        (scale.schedule in ("wsd", "cosine"), f"scale.schedule={scale.schedule!r}: wsd or cosine"),
-        (0 <= scale.min_lr_ratio <= 1, f"scale.min_lr_ratio={scale.min_lr_ratio}: a share from 0 to 1"),
-        (scale.match in ("width", "depth"), f"scale.match={scale.match!r}: width or depth"),
-        (0 < scale.memory_share <= 1, f"scale.memory_share={scale.memory_share}: a share above 0, at most 1,"),
-        (scale.dim % scale.heads == 0, f"scale.dim={scale.dim}: a multiple of scale.heads={scale.heads}"),
         (len(config.baselines.seeds) >= 3, f"baselines.seeds={config.baselines.seeds}: at least three seeds"),
         (len(set(config.baselines.seeds)) == len(config.baselines.seeds), "baselines.seeds: each seed once"),
-        (len(scale.seeds) >= 1, "scale.seeds: at least one seed"),
         (search.batch >= 1 and search.cold_start >= 0, "search.batch >= 1 and search.cold_start >= 0"),
         (search.designs >= 1 and search.attempts >= 1, "search.designs >= 1 and search.attempts >= 1"),
         (
@@ -127,9 +129,28 @@ def check(config: Config) -> None:
             "search.operators: weights that are not negative and not all zero",
         ),
     ]
+    for where, staged in [("", config), *((f"stages.{name}.", at_stage(config, name)) for name in config.stages)]:
+        problems += _scale_problems(where, staged.scale)
+        _check_sizes(where, staged)
     for holds, message in problems:
         if not holds:
             raise ConfigError(f"{message} was expected")
+
+
+def _scale_problems(where: str, scale: ScaleConfig) -> list[tuple[bool, str]]:
+    """What must hold for a scale, each with the message for when it does not."""
+    return [
+        (scale.schedule in ("wsd", "cosine"), f"{where}scale.schedule={scale.schedule!r}: wsd or cosine"),
+        (0 <= scale.min_lr_ratio <= 1, f"{where}scale.min_lr_ratio={scale.min_lr_ratio}: a share from 0 to 1"),
+        (scale.match in ("width", "depth"), f"{where}scale.match={scale.match!r}: width or depth"),
+        (
+            0 < scale.memory_share <= 1,
+            f"{where}scale.memory_share={scale.memory_share}: a share above 0, at most 1,",
+        ),
+        (scale.dim % scale.heads == 0, f"{where}scale.dim={scale.dim}: a multiple of scale.heads={scale.heads}"),
+        (len(scale.seeds) >= 1, f"{where}scale.seeds: at least one seed"),
+        (len(set(scale.seeds)) == len(scale.seeds), f"{where}scale.seeds={scale.seeds}: each seed once"),
+    ]
 
 
 def proposers(config: Config) -> dict[str, float]:
@@ -222,8 +243,11 @@ def _secrets(server: ServerConfig) -> list[str]:
     return words + [name for name in server.environment if re.search("KEY|TOKEN|SECRET|PASSWORD", name.upper())]
 
 
-def _check_sizes(config: Config) -> None:
-    """Counts and durations must be positive, and what lists alternatives must not be empty."""
+def _check_sizes(where: str, config: Config) -> None:
+    """Counts and durations must be positive, and what lists alternatives must not be empty.
+
+    `where` is the key of the stage that the configuration is seen from, with a dot, or empty.
+    """
     positive = {
         "scale": ("dim", "depth", "heads", "length", "batch_size", "steps", "threads", "learning_rate"),
         "evaluation": ("questions", "heldout_tokens", "untrained_tokens", "batch_size", "timeout_s"),
@@ -243,14 +267,14 @@ def _check_sizes(config: Config) -> None:
     for group, names in positive.items():
         for name in names:
             if not (value := getattr(getattr(config, group), name)) > 0:
-                raise ConfigError(f"{group}.{name}={value}: a positive number was expected")
+                raise ConfigError(f"{where}{group}.{name}={value}: a positive number was expected")
     for group, names in filled.items():
         for name in names:
             if not getattr(getattr(config, group), name):
-                raise ConfigError(f"{group}.{name} is empty: at least one entry was expected")
+                raise ConfigError(f"{where}{group}.{name} is empty: at least one entry was expected")
     for kind in ("propose", "train", "debug", "assess", "serve"):
         if not (minutes := getattr(config.executor, kind).timeout_min) > 0:
-            raise ConfigError(f"executor.{kind}.timeout_min={minutes}: a positive number was expected")
+            raise ConfigError(f"{where}executor.{kind}.timeout_min={minutes}: a positive number was expected")
     for name in ("parent_ranks", "reference_ranks"):
         ranks = getattr(config.search, name)
         if len(ranks) != 2 or not 1 <= ranks[0] <= ranks[1]:
@@ -277,6 +301,9 @@ def _check_keys(schema: Any, data: Any, prefix: str, source: str) -> None:
     if typing.get_origin(schema) is list and isinstance(data, list):
         for index, item in enumerate(data):
             _check_keys(typing.get_args(schema)[0], item, f"{prefix.removesuffix('.')}[{index}].", source)
+    if typing.get_origin(schema) is dict and isinstance(data, dict):
+        for key, item in data.items():
+            _check_keys(typing.get_args(schema)[1], item, f"{prefix}{key}.", source)
     if not is_dataclass(schema) or not isinstance(data, dict):
         return
     known = typing.get_type_hints(schema)

@@ -266,6 +266,35 @@ class LimitsConfig:
 
 
 @dataclass
+class PromotionConfig:
+    """Which designs go on to a stage, judged on the scale before (ASI-Arch sections 3.5 and 4.2)."""
+
+    top: int = 0  # the best of those that qualify; 0: all of them
+    by: str = "fitness"  # what ranks them: fitness | loss
+    beat_baseline: bool = True  # whether loss and benchmark must both be better than the reference baseline's means
+    min_noise_multiples: float = 0.0  # standard deviations of the difference by which the loss must be lower
+    benchmark_slack: float = 0.0  # standard deviations of the difference by which the benchmark may be lower
+    max_parameters_ratio: float = 1.25  # non-embedding parameters beside the reference's
+    max_cost_ratio: float = 2.0  # modelled time per token beside the reference's
+
+
+@dataclass
+class StageConfig:
+    """A larger scale that the best designs of the scale before are trained at, once exploration has ended.
+
+    Of `scale`, `evaluation` and `train`, what a stage does not set is as in the run's own `scale`, `evaluation` and
+    `executor.train`. The scale's name is the stage's.
+    """
+
+    promote: PromotionConfig = field(default_factory=PromotionConfig)
+    scale: ScaleConfig = field(default_factory=ScaleConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    train: ResourceConfig = field(default_factory=ResourceConfig)
+    baselines: list[str] = field(default_factory=lambda: ["gated_delta_net", "mamba2"])  # beside the reference
+    baseline_seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+
+
+@dataclass
 class Config:
     """Everything that defines a run.
 
@@ -283,3 +312,4 @@ class Config:
     agents: AgentsConfig = field(default_factory=AgentsConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     limits: LimitsConfig = field(default_factory=LimitsConfig)
+    stages: dict[str, StageConfig] = field(default_factory=dict)  # by name, in order; {}: exploration alone
