@@ -14,8 +14,8 @@ from asiarch_hpc.errors import DesignError
 from asiarch_hpc.gate.check import check, find_device
 from asiarch_hpc.gate.checks.subject import Precision
 from asiarch_hpc.records import GateReport
-from asiarch_hpc.training.backbone import LanguageModel, build_model, count_parameters
-from asiarch_hpc.training.tuner import match_depth_first, match_size
+from asiarch_hpc.training.backbone import LanguageModel, build_model
+from jobs.sizing import count, matched_size
 from jobs.workspace import Workspace
 
 
@@ -38,20 +38,12 @@ def examine(space: Workspace, source: str, *, reference: str | None, scratch: Pa
 def examine_beside(space: Workspace, source: str, reference: Reference | None, scratch: Path) -> GateReport:
     """The gate's report on a design of the reference's size; at the run's size where there is no reference."""
     scale, config = space.config.scale, space.config.gate
-    parameters = _count(source, space, scale.dim, scale.depth) if reference is None else reference.parameters
+    parameters = count(space, source, scale.dim, scale.depth) if reference is None else reference.parameters
 
     def size() -> tuple[int, int]:
         if reference is None:
             return scale.dim, scale.depth
-        match = match_depth_first if scale.match == "depth" else match_size
-        return match(
-            functools.partial(_count, source, space),
-            target=parameters,
-            reference_dim=scale.dim,
-            reference_depth=scale.depth,
-            dim_step=config.dim_step,
-            tolerance=config.parameter_tolerance,
-        )
+        return matched_size(space, source, parameters)
 
     def build(text: str, dim: int, depth: int, vocab: int) -> LanguageModel:
         return build_model(text, vocab=vocab, scale=scale, dim=dim, depth=depth, seed=space.config.search.seed)
@@ -83,11 +75,6 @@ def _training_precision(config: Config) -> Precision:
         return "bf16" if config.scale.precision == "bf16" else "fp32"
     gpu = config.executor.train.gpus > 0 and config.scale.device == "auto"
     return "bf16" if gpu or find_device(config.scale.device) == "cuda" else "fp32"
-
-
-def _count(source: str, space: Workspace, dim: int, depth: int) -> int:
-    scale = space.config.scale
-    return count_parameters(source, dim=dim, depth=depth, heads=scale.heads, ffn_multiple=scale.ffn_multiple)
 
 
 def _text(space: Workspace) -> Tensor:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from asiarch_hpc.config import ScaleConfig
-from asiarch_hpc.errors import EvaluationError, StoppedError, StoreError, TrainingError
+from asiarch_hpc.errors import DesignError, EvaluationError, StoppedError, StoreError, TrainingError
 from asiarch_hpc.gate.sandbox import run_isolated
 from asiarch_hpc.records import Evaluation, GateReport, Json, TrialRecord, to_json
 from asiarch_hpc.store.curves import read_curves, write_curves
@@ -33,6 +33,7 @@ from jobs import compiled
 from jobs.devices import uses_gpu
 from jobs.entry import Attempt, SupersededError
 from jobs.evaluate import evaluate_trial, trial_weights
+from jobs.sizing import resized
 from jobs.workspace import Workspace
 
 _OF_THE_OUTCOME = (
@@ -60,14 +61,16 @@ def run(attempt: Attempt, arguments: Json) -> Json:
         FailedTrialError: the design failed; `failure.json` says how.
         StoppedError: told to stop; the checkpoint is written.
     """
-    space = Workspace.of(attempt.layout)
+    space = Workspace.of(attempt.layout).at(arguments.get("stage"))
     identifier, name, seed = arguments["experiment"], arguments["trial"], arguments["seed"]
     trial = attempt.layout.experiment(identifier).trial(name)
     trial.root.mkdir(parents=True, exist_ok=True)
     _, source = space.design(identifier)
     gate = space.gate_report(identifier)
-    print(f"attempt {attempt.token} at {identifier} {name}: dim {gate.dim}, depth {gate.depth}")
     try:
+        if arguments.get("stage") is not None:
+            gate = _resized(space, source, gate, arguments.get("match"))
+        print(f"attempt {attempt.token} at {identifier} {name}: dim {gate.dim}, depth {gate.depth}")
         peers = _peers(space, arguments.get("reference"))
         outcome = _train(attempt, space, trial, source, gate, seed, peers, arguments.get("reference"))
         evaluation = _evaluate(attempt, space, trial, source, gate, seed, outcome)
@@ -87,6 +90,13 @@ def run(attempt: Attempt, arguments: Json) -> Json:
     attempt.check_current()
     _finish(trial, record, evaluation, keep_weights=space.config.scale.keep_weights)
     return {"trial": to_json(record), "evaluation": to_json(evaluation)}
+
+
+def _resized(space: Workspace, source: str, gate: GateReport, reference: str | None) -> GateReport:
+    try:
+        return resized(space, source, gate, reference)
+    except DesignError as error:
+        raise FailedTrialError("training", "size", str(error)) from error
 
 
 def _record(

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from asiarch_hpc.config import Config, from_dict
+from asiarch_hpc.config import Config, at_stage, from_dict
 from asiarch_hpc.designs.hashing import design_id
 from asiarch_hpc.errors import CorpusError, RecordError
 from asiarch_hpc.evaluation.tasks import recall_documents
@@ -27,6 +27,10 @@ class Workspace:
     @classmethod
     def of(cls, layout: RunLayout) -> Workspace:
         return cls(layout, from_dict(read_json(layout.record)["config"], source=str(layout.record)))
+
+    def at(self, stage: str | None) -> Workspace:
+        """The run as trainings of a stage see it; None: exploration."""
+        return replace(self, config=at_stage(self.config, stage))
 
     @property
     def corpora(self) -> Path:
