@@ -39,9 +39,9 @@ class Workspace:
 
     @property
     def compiled(self) -> Path:
-        """Folder of compiled kernels, likewise."""
+        """Folder of compiled kernels, likewise; each scale has its own shapes."""
         folder = self.config.executor.kernel_cache
-        return Path(folder) if folder else self.layout.root.parent / "kernels"
+        return (Path(folder) if folder else self.layout.root.parent / "kernels") / self.config.scale.name
 
     @functools.cached_property
     def corpus(self) -> Corpus:
