@@ -83,6 +83,8 @@ class LanguageModel(nn.Module):
     def hidden(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the blocks make of the ids: [batch, length, dim] before the final norm, and the auxiliary losses."""
         x = self.embedding(ids)
+        if torch.is_autocast_enabled(x.device.type):  # it leaves embeddings as they are, and with them every residual
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         auxiliary: Tensor | None = None
         for block in self.blocks:
             x, extra = block(x)
