@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asiarch_hpc.config import ScaleConfig
@@ -83,8 +84,9 @@ class LanguageModel(nn.Module):
     def hidden(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
         """What the blocks make of the ids: [batch, length, dim] before the final norm, and the auxiliary losses."""
         x = self.embedding(ids)
-        if torch.is_autocast_enabled(x.device.type):  # it leaves embeddings as they are, and with them every residual
-            x = x.to(torch.get_autocast_dtype(x.device.type))
+        if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
+            # Autocast leaves embeddings, and with them every residual, in fp32, at twice the traffic.
+            x = x.to(torch.get_autocast_dtype("cuda"))
         auxiliary: Tensor | None = None
         for block in self.blocks:
             x, extra = block(x)
@@ -94,7 +96,8 @@ class LanguageModel(nn.Module):
 
     def normed(self, hidden: Tensor) -> Tensor:
         """The head's input: [batch, length, dim], same shape as `hidden`."""
-        hidden = self.norm(hidden)
+        # A weight of the input's type takes the fused kernel.
+        hidden = F.rms_norm(hidden, self.norm.normalized_shape, self.norm.weight.to(hidden.dtype), self.norm.eps)
         return hidden if self.logit_scale == 1.0 else hidden * self.logit_scale
 
     def non_embedding_parameters(self) -> int:

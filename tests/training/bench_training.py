@@ -19,10 +19,12 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 BEGUN = "ASIARCH_BENCH_BEGUN"
-VOCAB, LENGTH, HEADS = 50_257, 2048, 8
+VOCAB, EOS, LENGTH, HEADS = 50_257, 50_256, 2048, 8
+WARM_UP = 3
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path)
     parser.add_argument("--only", choices=sorted(SIZES))
     parser.add_argument("--no-fla", action="store_true")
+    parser.add_argument("--design", default="delta_net")
     parser.add_argument("--compile", default="auto")
     parser.add_argument("--micro-batch", type=int, default=0)
     parser.add_argument("--case", nargs=2)
@@ -86,52 +89,65 @@ def measure(kind: str, name: str, arguments: argparse.Namespace) -> dict[str, An
     size = SIZES[name]
     if arguments.micro_batch:
         size = replace(size, micro_batch=arguments.micro_batch)
-    step, parameters = (fla_step if kind == "fla" else our_step)(size, arguments)
-    batches = rows_of(arguments.tokens, size)
-    loss = step(*next(batches))
-    first = time.time() - float(os.environ.get(BEGUN, "nan"))
-    for _ in range(2):
-        step(*next(batches))
-    seconds = []
-    for _ in range(size.steps):
-        torch.cuda.synchronize()
-        begun = time.perf_counter()
-        loss = step(*next(batches))
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-    speed = size.rows * LENGTH / statistics.median(seconds)
+    run = {"fla": fla, "ours": ours}[kind](size, arguments)
+    speed = size.rows * LENGTH / statistics.median(run["seconds"][-size.steps :])
     return {
         "tokens_per_second": speed,
-        "rate": 6 * parameters * speed / matrix_rate(),
-        "first_step_s": first,
+        "rate": 6 * run["parameters"] * speed / matrix_rate(),
+        "first_step_s": run["first"] - float(os.environ.get(BEGUN, "nan")),
         "gigabytes": torch.cuda.max_memory_allocated() / 2**30,
-        "loss": loss,
-        "note": torch.cuda.get_device_name(),
+        "loss": run["loss"],
+        "note": f"{torch.cuda.get_device_name()} {run['note']}",
     }
 
 
-def our_step(size: Size, arguments: argparse.Namespace) -> Any:
+def ours(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
+    """The trainer as a job runs it: data, loop, monitor, checkpoint at the end."""
     from asiarch_hpc.config import ScaleConfig
     from asiarch_hpc.designs.seeds import seed_program
     from asiarch_hpc.training.backbone import build_model
-    from asiarch_hpc.training.data import Batch
-    from asiarch_hpc.training.engine import TorchEngine
+    from asiarch_hpc.training.loop import train
 
-    scale = ScaleConfig(heads=HEADS, length=LENGTH, batch_size=size.rows, learning_rate=3e-4, device="cuda",
-                        micro_batch=size.micro_batch, compile=arguments.compile, embedding_std=0.02)  # fmt: skip
-    model = build_model(seed_program("delta_net"), vocab=VOCAB, scale=scale, dim=size.dim, depth=size.depth, seed=0)
-    engine = TorchEngine(model, scale)
-    parameters = sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel()
+    steps = WARM_UP + size.steps
+    scale = ScaleConfig(
+        dim=size.dim, depth=size.depth, heads=HEADS, length=LENGTH, batch_size=size.rows, steps=steps, device="cuda",
+        learning_rate=3e-4, micro_batch=size.micro_batch, compile=arguments.compile, embedding_std=0.02, threads=4,
+    )  # fmt: skip
+    source, rows, first = seed_program(arguments.design), [], []
 
-    def step(inputs: Any, targets: Any) -> float:
-        return engine.step(Batch(inputs, targets, targets.numel()), 3e-4).loss
+    def on_metrics(row: dict[str, Any]) -> None:
+        first.append(time.time())
+        rows.append(row)
 
-    return step, parameters
+    with tempfile.TemporaryDirectory() as folder:
+        outcome = train(
+            source,
+            scale=scale,
+            dim=size.dim,
+            depth=size.depth,
+            corpus=corpus(arguments.tokens),
+            seed=0,
+            checkpoint_path=Path(folder) / "checkpoint",
+            on_metrics=on_metrics,
+            should_stop=lambda: False,
+            clock=time.monotonic,
+        )
+    model = build_model(source, vocab=VOCAB, scale=scale, dim=size.dim, depth=size.depth, seed=0)
+    return {
+        "seconds": [row["step_seconds"] for row in rows],
+        "parameters": sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel(),
+        "first": first[0],
+        "loss": rows[-1]["loss"],
+        "note": f"{outcome.micro_batch} rows a pass{', compiled' if outcome.compiled else ''}",
+    }
 
 
-def fla_step(size: Size, arguments: argparse.Namespace) -> Any:
+def fla(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
+    """flash-linear-attention's model of the same size in a plain loop, on the same data."""
     import torch
     from fla.models import DeltaNetConfig, DeltaNetForCausalLM
+
+    from asiarch_hpc.training.data import Batches
 
     torch.manual_seed(0)
     config = DeltaNetConfig(
@@ -140,36 +156,48 @@ def fla_step(size: Size, arguments: argparse.Namespace) -> Any:
     )  # fmt: skip
     model = DeltaNetForCausalLM(config).to("cuda").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
-    parameters = sum(p.numel() for p in model.parameters()) - model.model.embeddings.weight.numel()
-
-    def step(inputs: Any, targets: Any) -> float:
-        inputs, targets = inputs.cuda(non_blocking=True), targets.cuda(non_blocking=True)
+    batches = Batches(corpus(arguments.tokens).train, length=LENGTH, batch_size=size.rows, seed=0, padding=EOS)
+    steps = WARM_UP + size.steps
+    prepared = [batches.batch(step).inputs.pin_memory() for step in range(steps)]
+    seconds, first, total = [], 0.0, torch.zeros((), device="cuda")
+    parts = size.rows // size.micro_batch
+    for step in range(steps):
+        begun = time.perf_counter()
+        inputs = prepared[step].cuda(non_blocking=True)
         total = torch.zeros((), device="cuda")
-        parts = len(inputs) // size.micro_batch
-        for begin in range(0, len(inputs), size.micro_batch):
-            part = slice(begin, begin + size.micro_batch)
+        for part in inputs.split(size.micro_batch):
             with torch.autocast("cuda", dtype=torch.bfloat16):
-                loss = model(inputs[part], labels=inputs[part]).loss / parts
+                loss = model(part, labels=part).loss / parts
             loss.backward()
             total += loss.detach()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return float(total)
+        torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - begun)
+        first = first or time.time()
+    return {
+        "seconds": seconds,
+        "parameters": sum(p.numel() for p in model.parameters()) - model.model.embeddings.weight.numel(),
+        "first": first,
+        "loss": float(total),
+        "note": f"{size.micro_batch} rows a pass",
+    }
 
-    return step, parameters
 
-
-def rows_of(path: Path | None, size: Size) -> Any:
+def corpus(path: Path | None) -> Any:
+    """Documents from a file of token ids that the end-of-text token begins, or random ids."""
     import numpy as np
-    import torch
 
-    rng = np.random.default_rng(0)
-    tokens = np.load(path, mmap_mode="r") if path else rng.integers(0, VOCAB, 2**22).astype(np.uint16)
-    while True:
-        begins = rng.integers(0, len(tokens) - LENGTH - 1, size.rows)
-        rows = torch.from_numpy(np.stack([tokens[b : b + LENGTH + 1] for b in begins]).astype(np.int64))
-        yield rows[:, :-1].contiguous(), rows[:, 1:].contiguous()
+    from asiarch_hpc.training.corpus import Corpus
+    from asiarch_hpc.training.documents import Documents
+
+    random = np.random.default_rng(0).integers(0, EOS, 2**22).astype(np.uint16)
+    tokens = random if path is None else np.load(path, mmap_mode="r")
+    begins = np.arange(0, len(tokens), 2**14) if path is None else np.flatnonzero(tokens == EOS)
+    documents = Documents([tokens[begins[0] :]], np.append(begins - begins[0], len(tokens) - begins[0]))
+    tokenizer = SimpleNamespace(eos=EOS)
+    return Corpus(path=path or Path(), key="bench", vocab=VOCAB, tokenizer=tokenizer, train=documents, source={})  # type: ignore[arg-type]
 
 
 def matrix_rate() -> float:
