@@ -40,6 +40,8 @@ PROGRAM_KEYWORDS = (
 PROGRAM_INPUTS = ("hidden_states", "attention_mask", "past_key_values", "use_cache", "output_attentions")
 TREE_KEYWORDS = ("dim", "heads", "layer_idx")
 AUXILIARY_LOSS = "auxiliary_loss"
+# What a design may ask for beside the hidden states: [batch, length] int, which of the row's documents a token is of.
+DOCUMENTS = "documents"
 
 _compile_lock = threading.RLock()
 
@@ -112,6 +114,8 @@ def build_block(
 ) -> nn.Module:
     """One block of the backbone: `forward(x [batch, length, dim]) -> (y of the same shape, loss or None)`.
 
+    Its second argument, which documents the tokens are of (see DOCUMENTS), reaches designs that ask for it: a layer
+    program by a parameter of that name of its forward, a unit tree by the key of that name in Z.
     A layer program gets norm and residual around it, and behind it a SwiGLU feed-forward of width
     `ffn_multiple * dim`, rounded to a multiple of 8. A unit tree is a whole block, `ffn_multiple` does not touch
     it. Parameters are drawn from torch's global generator on torch's default device. `device` and `compiled` are
@@ -126,7 +130,7 @@ def build_block(
     label = f"design {identity}"
     if form == "tree":
         block = _construct(cls, label, compiled, dim=dim, heads=heads, layer_idx=layer_idx)
-        return _TreeBlock(block, label)
+        return _TreeBlock(block, label, asks=f'"{DOCUMENTS}"' in source)
     mixer = _construct(cls, label, compiled, hidden_size=dim, num_heads=heads, layer_idx=layer_idx)
     return _ProgramBlock(mixer, label, dim=dim, ffn_width=max(8, round(ffn_multiple * dim / 8) * 8))
 
@@ -137,18 +141,21 @@ class _ProgramBlock(nn.Module):
     def __init__(self, mixer: nn.Module, label: str, *, dim: int, ffn_width: int) -> None:
         super().__init__()
         self.label = label
+        self.asks = DOCUMENTS in inspect.signature(mixer.forward).parameters
         self.mixer_norm = RMSNorm(dim)
         self.mixer = mixer
         self.ffn_norm = RMSNorm(dim)
         self.ffn = _SwiGLU(dim, ffn_width)
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        beside = {DOCUMENTS: documents} if self.asks and documents is not None else {}
         result = self.mixer(
             hidden_states=self.mixer_norm(x),
             attention_mask=None,
             past_key_values=None,
             use_cache=False,
             output_attentions=False,
+            **beside,
         )
         if not (isinstance(result, tuple) and len(result) == 3):
             raise DesignError(
@@ -162,13 +169,15 @@ class _ProgramBlock(nn.Module):
 class _TreeBlock(nn.Module):
     """A composed unit tree, with its intermediate values Z reduced to the auxiliary loss."""
 
-    def __init__(self, block: nn.Module, label: str) -> None:
+    def __init__(self, block: nn.Module, label: str, *, asks: bool) -> None:
         super().__init__()
         self.label = label
+        self.asks = asks
         self.block = block
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        result = self.block(x)
+    def forward(self, x: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        beside = {DOCUMENTS: documents} if self.asks and documents is not None else {}
+        result = self.block(x, **beside)
         if not (isinstance(result, tuple) and len(result) == 2 and isinstance(result[1], dict)):
             raise DesignError(f"{self.label}: forward returned {_describe(result)}, expected a tuple (X, Z)")
         y = _same_shape(result[0], x, self.label)

@@ -81,15 +81,19 @@ class LanguageModel(nn.Module):
         hidden, auxiliary = self.hidden(ids)
         return self.head(self.normed(hidden))[..., : self.vocab], auxiliary
 
-    def hidden(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the blocks make of the ids: [batch, length, dim] before the final norm, and the auxiliary losses."""
+    def hidden(self, ids: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """What the blocks make of the ids: [batch, length, dim] before the final norm, and the auxiliary losses.
+
+        `documents` [batch, length] int32, which of its row's documents a token is of, lets designs that ask for it
+        keep their state from crossing documents.
+        """
         x = self.embedding(ids)
         if x.device.type == "cuda" and torch.is_autocast_enabled("cuda"):
             # Autocast leaves embeddings, and with them every residual, in fp32, at twice the traffic.
             x = x.to(torch.get_autocast_dtype("cuda"))
         auxiliary: Tensor | None = None
         for block in self.blocks:
-            x, extra = block(x)
+            x, extra = block(x, documents)
             if extra is not None:
                 auxiliary = extra if auxiliary is None else auxiliary + extra
         return x, auxiliary

@@ -140,11 +140,14 @@ class TorchEngine:
         size = self.micro_batch
         inputs = batch.inputs.to(self._torch_device, non_blocking=True)
         targets = batch.targets.to(self._torch_device, non_blocking=True)
+        documents = batch.documents.to(self._torch_device, non_blocking=True)
         total = torch.zeros((), device=self._torch_device)
         for begin in range(0, rows, size):
             part = slice(begin, begin + size)
             share = len(batch.inputs[part]) / rows
-            loss, nats = self._objective.loss(inputs[part], targets[part], tokens=batch.tokens, share=share)
+            loss, nats = self._objective.loss(
+                inputs[part], targets[part], tokens=batch.tokens, share=share, documents=documents[part]
+            )
             loss.backward()  # type: ignore[no-untyped-call]
             total += nats
         return total

@@ -6,13 +6,13 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.training.backbone import LanguageModel
 from asiarch_hpc.training.data import IGNORED
+from kernels.linear_cross_entropy import linear_cross_entropy
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +50,9 @@ class Objective:
                 block.compile(dynamic=False)
             self.compiled = True
 
-    def loss(self, inputs: Tensor, targets: Tensor, *, tokens: int, share: float) -> tuple[Tensor, Tensor]:
+    def loss(
+        self, inputs: Tensor, targets: Tensor, *, tokens: int, share: float, documents: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """This micro-batch's part of the step's loss.
 
         Args:
@@ -58,15 +60,22 @@ class Objective:
             targets: [rows, length] int64, `IGNORED` where nothing is predicted.
             tokens: real predictions of the whole step, over all micro-batches.
             share: rows of this micro-batch over rows of the step; weighs the auxiliary losses.
+            documents: [rows, length] int32, see `LanguageModel.hidden`.
 
         Returns:
             Scalars in fp32: cross-entropy in nats over `tokens`, plus auxiliary losses, to go backward from; and the
             former alone, without gradient. Both add up over the micro-batches of a step.
         """
         with self._autocast():
-            hidden, auxiliary = self._model.hidden(inputs)
-            logits = self._model.head(self._model.normed(hidden))[..., : self._model.vocab]
-        nats = token_loss(logits, targets) / tokens
+            hidden, auxiliary = self._model.hidden(inputs, documents)
+            sum_of_nats = linear_cross_entropy(
+                self._model.normed(hidden).flatten(0, 1),
+                self._model.head.weight,
+                targets.flatten(),
+                ignore_index=IGNORED,
+                vocab=self._model.vocab,
+            )
+        nats = sum_of_nats / tokens
         total = nats if auxiliary is None else nats + auxiliary.float() * share
         return total, nats.detach()
 
@@ -86,16 +95,6 @@ class Objective:
 
 def _uncompile(block: nn.Module) -> None:
     block._compiled_call_impl = None
-
-
-def token_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the cross-entropy over the real predictions, in fp32 nats.
-
-    Args:
-        logits: [batch, length, vocab].
-        targets: [batch, length] int64, `IGNORED` where nothing is predicted.
-    """
-    return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="sum")
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -10,7 +10,7 @@ from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import build_model
 from asiarch_hpc.training.data import IGNORED, Batch
 from asiarch_hpc.training.engine import TorchEngine, choose_device
-from asiarch_hpc.training.objective import choose_precision, token_loss
+from asiarch_hpc.training.objective import Objective, choose_precision
 
 
 def make_batch(vocab: int = 30, seed: int = 0) -> Batch:
@@ -18,12 +18,18 @@ def make_batch(vocab: int = 30, seed: int = 0) -> Batch:
     return Batch(ids[:, :-1], ids[:, 1:], 16, torch.zeros(2, 8, dtype=torch.int32), 16)
 
 
-def test_masked_positions_do_not_count() -> None:
-    torch.manual_seed(0)
-    logits, targets = torch.randn(2, 5, 7), torch.randint(0, 7, (2, 5))
-    masked = targets.clone()
-    masked[:, 3:] = IGNORED
-    assert torch.equal(token_loss(logits, masked), token_loss(logits[:, :3], targets[:, :3]))
+def test_the_loss_is_the_mean_over_real_predictions(source: str, scale: ScaleConfig) -> None:
+    model = build_model(source.replace("Dropout(0.1)", "Identity()"), vocab=30, scale=scale, dim=16, depth=1, seed=0)
+    batch = make_batch()
+    targets = batch.targets.clone()
+    targets[:, 3:] = IGNORED
+    with torch.no_grad():
+        logits, _ = model(batch.inputs[:, :3])
+    expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets[:, :3].flatten())
+    objective = Objective(model, scale, torch.device("cpu"))
+    total, nats = objective.loss(batch.inputs, targets, tokens=6, share=1.0)
+    assert float(nats) == pytest.approx(float(expected), rel=1e-6)
+    assert float(total.detach()) == float(nats)
 
 
 def test_micro_batches_add_up_to_the_step(source: str, scale: ScaleConfig) -> None:
