@@ -16,14 +16,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from asiarch_hpc.errors import EvaluationError, RecordError
 from asiarch_hpc.evaluation.evaluate import evaluate
-from asiarch_hpc.evaluation.process import Logits, serve_logits
+from asiarch_hpc.evaluation.process import serve_states
+from asiarch_hpc.evaluation.scoring import ServedModel
 from asiarch_hpc.gate.sandbox import choose_rung, confine_process
 from asiarch_hpc.records import Evaluation, GateReport
 from asiarch_hpc.store.layout import TrialLayout
 from asiarch_hpc.training import checkpoint
-from asiarch_hpc.training.backbone import build_model
+from asiarch_hpc.training.backbone import LanguageModel, build_model
 from asiarch_hpc.training.engine import choose_device
+from asiarch_hpc.training.objective import choose_precision
 from jobs.devices import uses_gpu
 from jobs.entry import Attempt
 from jobs.workspace import Workspace
@@ -70,24 +73,26 @@ def trial_weights(trial: TrialLayout) -> Path:
 
 
 @contextlib.contextmanager
-def _serve(space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None) -> Iterator[Logits]:
-    """A process that gives the logits of the trained weights, or of the initial ones."""
-    scale, vocab, config = space.config.scale, space.corpus.vocab, space.config
-    gpu, rung = uses_gpu(scale.device, config.gate.sandbox), choose_rung(config.gate.sandbox)
+def _serve(space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None) -> Iterator[ServedModel]:
+    """The trained weights, or fresh ones: the blocks in a confined process, the final norm and the head in this one."""
+    scale, vocab, config = space.config.scale, space.corpus.vocab, space.config.evaluation
+    gpu, rung = uses_gpu(scale.device, space.config.gate.sandbox), choose_rung(space.config.gate.sandbox)
+    ends = _ends(space, gate, seed, weights)
 
     def load() -> Callable[[Tensor], Tensor]:
         device = choose_device(scale.device)
+        precision = choose_precision(gate.only_precision or scale.precision, device)
         model = build_model(source, vocab=vocab, scale=scale, dim=gate.dim, depth=gate.depth, seed=seed)
         if weights is not None:
             model.load_state_dict(checkpoint.load_weights_bytes(weights))
+        model.load_state_dict(ends.state_dict(), strict=False)  # a fresh model's embedding is that of its head
         model.eval().to(device)
 
-        def logits(ids: Tensor) -> Tensor:
-            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=gate.only_precision == "bf16"):
-                answer: Tensor = model(ids.to(device))[0]
-                return answer
+        def states(ids: Tensor) -> Tensor:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+                return model.hidden(ids.to(device))[0]
 
-        return logits
+        return states
 
     with tempfile.TemporaryDirectory(prefix="asiarch-serve-") as scratch:
 
@@ -96,19 +101,55 @@ def _serve(space: Workspace, source: str, gate: GateReport, seed: int, weights: 
                 os.dup2(silence.fileno(), 1)
                 os.dup2(silence.fileno(), 2)
             confine_process(
-                memory_gb=config.executor.train.memory_gb,
+                memory_gb=space.config.executor.train.memory_gb,
                 writable=[Path(scratch)],
                 rung=rung,
                 threads=scale.threads,
                 gpu=gpu,
             )
 
-        with serve_logits(
+        with serve_states(
             load,
+            dim=gate.dim,
             vocab=vocab,
-            max_tokens=config.evaluation.batch_size * scale.length,
-            timeout_s=config.evaluation.timeout_s,
+            max_tokens=config.batch_size * scale.length,
+            timeout_s=config.timeout_s,
             isolate=isolate,
             threads=scale.threads,
-        ) as logits:
-            yield logits
+        ) as states:
+            rows = max(1, int(config.logit_megabytes * 1e6 / (4 * vocab)))
+            yield ServedModel([states], _logits(ends, vocab, "cuda" if gpu else "cpu"), rows)
+
+
+def _ends(space: Workspace, gate: GateReport, seed: int, weights: bytes | None) -> LanguageModel:
+    """What of the language model is the backbone's own, in this process: a model without blocks.
+
+    Raises:
+        EvaluationError: the weights do not hold it.
+    """
+    ends = build_model("", vocab=space.corpus.vocab, scale=space.config.scale, dim=gate.dim, depth=0, seed=seed)
+    if weights is not None:
+        try:
+            state = checkpoint.load_weights_bytes(weights)
+            ends.load_state_dict({name: state[name] for name in ends.state_dict()})
+        except (RecordError, KeyError, RuntimeError) as error:
+            raise EvaluationError(
+                f"the trained weights do not hold the backbone's embedding and head: {error}"
+            ) from error
+    return ends.eval().requires_grad_(False)
+
+
+def _logits(ends: LanguageModel, vocab: int, device: str) -> Callable[[Tensor], Tensor]:
+    """The final norm and the head, in fp32; the device is not touched before the first call, after all forks."""
+
+    @functools.cache
+    def placed() -> LanguageModel:
+        ends.embedding = torch.nn.Embedding(0, 0)  # only the other end is used here
+        return ends.to(device)
+
+    def logits(states: Tensor) -> Tensor:
+        model = placed()
+        answer: Tensor = model.head(model.normed(states.to(device)))[:, :vocab]
+        return answer
+
+    return logits

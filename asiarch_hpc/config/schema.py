@@ -82,6 +82,7 @@ class EvaluationConfig:
     min_margin: float = 0.1  # held-out loss must lie this share below uniform and below the untrained model's
     causality_tolerance: float = 0.05  # nats by which a prediction may move when only later tokens change
     timeout_s: float = 600.0
+    logit_megabytes: float = 256.0  # of fp32 logits at once, however many places a batch is scored at
 
 
 @dataclass

@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from asiarch_hpc.config import EvaluationConfig
 from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.evaluation.scoring import Call, ServedModel
 from asiarch_hpc.evaluation.tasks import ROLLING, build_tasks, chance_levels
 from asiarch_hpc.records import Evaluation, TaskScore
 
 if TYPE_CHECKING:  # importing it imports lm-eval, which must wait until the models' processes are forked
-    from asiarch_hpc.evaluation.harness import Logits, Tokenizer
+    from asiarch_hpc.evaluation.model import Tokenizer
 
 # Held-out documents are taken in pages of this many characters, one page of each in turn, so that the text measured
 # comes from as many documents as there are.
@@ -35,7 +35,7 @@ def evaluate(
     attempt: str,
     weights: Path,
     expected_sha256: str,
-    serve: Callable[[bytes | None], AbstractContextManager[Logits]],
+    serve: Callable[[bytes | None], AbstractContextManager[ServedModel]],
     tokenizer: Tokenizer,
     vocab: int,
     heldout_texts: Callable[[], Sequence[str]],
@@ -53,7 +53,8 @@ def evaluate(
 
     Args:
         expected_sha256: of the checkpoint that training wrote; other bytes are refused.
-        serve: starts a model's process from a weight file's bytes, or with fresh weights for None.
+        serve: starts a model's process from a weight file's bytes, or with fresh weights for None; the final norm
+            and the head stay in this process.
         heldout_texts: gives the held-out documents in a fixed order; called after the models' processes were
             forked, so that these never hold the text or the answers.
         task_folder: where the question files are kept between evaluations.
@@ -71,8 +72,7 @@ def evaluate(
     with serve(content) as trained, serve(None) as fresh:
         del content
         texts = heldout_texts()
-        before, after, tasks = _measure_both(trained, fresh, texts, tokenizer, config, task_folder, max_length)
-    _check_trained(after.loss, untrained=before.loss, uniform=math.log(vocab), margin=config.min_margin)
+        before, after, tasks = _measure_both(trained, fresh, texts, tokenizer, config, task_folder, max_length, vocab)
     return Evaluation(
         experiment=experiment,
         trial=trial,
@@ -100,13 +100,14 @@ class _Measured:
 
 
 def _measure_both(
-    trained: Logits,
-    fresh: Logits,
+    trained: ServedModel,
+    fresh: ServedModel,
     texts: Sequence[str],
     tokenizer: Tokenizer,
     config: EvaluationConfig,
     task_folder: Path,
     max_length: int,
+    vocab: int,
 ) -> tuple[_Measured, _Measured, dict[str, TaskScore]]:
     """The fresh model on the first part of the text; the trained one on all of it and on the tasks."""
     text = _measured_text(texts, tokenizer, config.heldout_tokens)
@@ -117,14 +118,21 @@ def _measure_both(
     part_folder = build_tasks((), names=(), questions=0, seed=config.seed, folder=task_folder, rolling=part)
     measure = functools.partial(_measure, tokenizer=tokenizer, max_length=max_length, config=config)
     before = measure(fresh, (), part_folder, part)
+    mixed = measure(ServedModel(fresh.states, trained.logits, trained.rows), (), part_folder, part)
     _check_causal(trained, text, tokenizer, max_length, config)
     after = measure(trained, config.tasks, folder, text)
+    limits = {
+        "a uniform guess": math.log(vocab),
+        "the untrained model": before.loss,
+        "untrained blocks under the trained head": mixed.loss,  # as if the blocks' weights were never loaded
+    }
+    _check_trained(after.loss, limits, config.min_margin)
     tasks = _task_scores(after.results, config.tasks, config.questions, chance_levels(folder, config.tasks))
     return before, after, tasks
 
 
 def _measure(
-    logits: Logits,
+    served: ServedModel,
     names: Sequence[str],
     folder: Path,
     text: Sequence[str],
@@ -133,9 +141,10 @@ def _measure(
     max_length: int,
     config: EvaluationConfig,
 ) -> _Measured:
-    from asiarch_hpc.evaluation.harness import HarnessModel, run_tasks  # lm-eval, only after the forks
+    from asiarch_hpc.evaluation.harness import run_tasks  # lm-eval, only after the forks
+    from asiarch_hpc.evaluation.model import HarnessModel
 
-    model = HarnessModel(logits, tokenizer=tokenizer, max_length=max_length, batch_size=config.batch_size)
+    model = HarnessModel(served, tokenizer=tokenizer, max_length=max_length, batch_size=config.batch_size)
     results = run_tasks(model, folder, [*names, ROLLING])
     bits = _number(results, ROLLING, "bits_per_byte,none")
     if not (bits > 0):
@@ -182,8 +191,8 @@ def _measured_text(texts: Sequence[str], tokenizer: Tokenizer, budget: int) -> l
     return found
 
 
-def _check_trained(loss: float, *, untrained: float, uniform: float, margin: float) -> None:
-    for name, limit in (("a uniform guess", uniform), ("the untrained model", untrained)):
+def _check_trained(loss: float, limits: Mapping[str, float], margin: float) -> None:
+    for name, limit in limits.items():
         if not (loss < (1 - margin) * limit):
             raise EvaluationError(
                 f"held-out loss {loss:.4f} nats per token is not {margin:.0%} below that of {name} ({limit:.4f}): "
@@ -193,12 +202,14 @@ def _check_trained(loss: float, *, untrained: float, uniform: float, margin: flo
 
 
 def _check_causal(
-    logits: Logits, documents: Sequence[str], tokenizer: Tokenizer, length: int, config: EvaluationConfig
+    model: ServedModel, documents: Sequence[str], tokenizer: Tokenizer, length: int, config: EvaluationConfig
 ) -> None:
     """Refuses trained weights whose predictions change when later tokens, or the order of the rows, change.
 
     The gate tests causality before training; a leak may open in training, from a gate that starts at zero. Later
-    tokens are taken from the next row, so that both inputs look like text to the model.
+    tokens are taken from the next row, so that both inputs look like text to the model. Compared is the
+    log-probability of the original next token at each place before its row's cut; at the last of them that token
+    itself was replaced, so that a look one token ahead shows.
     """
     ids = [token for text in documents for token in (tokenizer.eos, *tokenizer.encode(text))]
     rows = min(config.batch_size, len(ids) // length)
@@ -208,8 +219,9 @@ def _check_causal(
     cuts = torch.linspace(1, length - 1, rows).long()
     before = torch.arange(length)[None, :] < cuts[:, None]
     spliced = torch.where(before, plain, plain.roll(1, 0))
-    first = _log_probabilities(logits(plain), plain, before)
-    second = _log_probabilities(logits(spliced.flip(0)).flip(0), plain, before)
+    row, place = before[:, :-1].nonzero(as_tuple=True)
+    calls = [Call(plain, row * length + place), Call(spliced.flip(0), (rows - 1 - row) * length + place)]
+    first, second = (model.score(states, plain[row, place + 1])[0] for _, states in model.run(calls))
     change = float((first - second).abs().max())
     if not (change <= config.causality_tolerance):
         raise EvaluationError(
@@ -217,15 +229,6 @@ def _check_causal(
             f"the rows change, expected at most {config.causality_tolerance:g}: it sees the answers, mixes rows or is "
             "random in evaluation, so it gets no score; the design must be causal and deterministic"
         )
-
-
-def _log_probabilities(logits: Tensor, ids: Tensor, before: Tensor) -> Tensor:
-    """Log-probability of the original next token at each place before its row's cut: `[count]`, nats.
-
-    At the last of them that token itself was replaced, so that a look one token ahead shows.
-    """
-    values = torch.log_softmax(logits[:, :-1].float(), -1).gather(2, ids[:, 1:, None])[..., 0]
-    return values[before[:, :-1]]
 
 
 def _task_scores(

@@ -1,8 +1,9 @@
-"""Runs a candidate's model in a child process that gets token ids and gives logits, and nothing else.
+"""Runs a candidate's blocks in a child process that gets token ids and gives hidden states, and nothing else.
 
-Source: design.md, truth rule 1: the candidate's code never runs in the process that scores it. Ids and logits pass
-through shared memory as raw numbers, and a socket carries fixed-size headers, so nothing that the child sends is
-ever unpickled or evaluated. What the child sends is untrusted: shapes, sizes and values are checked here.
+Source: design.md, truth rule 1: the candidate's code never runs in the process that scores it. The final norm and
+the head, which turn hidden states into probabilities, are the parent's: it took them from the weights that it hashed.
+Ids and states pass through shared memory as raw numbers, and a socket carries fixed-size headers, so nothing that
+the child sends is ever unpickled or evaluated. What it sends is untrusted: shapes, sizes and values are checked here.
 """
 
 from __future__ import annotations
@@ -29,7 +30,6 @@ from torch import Tensor
 from asiarch_hpc.errors import EvaluationError
 
 Model = Callable[[Tensor], Tensor]
-Logits = Callable[[Tensor], Tensor]
 
 _REQUEST = struct.Struct("<qq")  # batch, length
 _REPLY = struct.Struct("<BB8q")  # status, number of dimensions, dimensions; a message may follow
@@ -42,91 +42,113 @@ _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCON
 
 
 @contextlib.contextmanager
-def serve_logits(
+def serve_states(
     load: Callable[[], Model],
     *,
+    dim: int,
     vocab: int,
     max_tokens: int,
     timeout_s: float,
     isolate: Callable[[], None] | None = None,
     threads: int = 1,
-) -> Iterator[Logits]:
-    """Forks a child that loads and runs a model; yields the function that asks it for logits.
+) -> Iterator[ServedStates]:
+    """Forks a child that loads and runs a model's blocks; yields this process's end of it.
 
     Enter it before lm-eval is imported and before CUDA is used: a fork does not carry other threads over. The child
     is killed, with its process group, when the block ends or the parent dies.
 
     Args:
-        load: called in the child; gives a function from ids `[batch, length]` int64 to logits
-            `[batch, length, vocab]`, any device and floating type.
-        vocab: last dimension of the logits.
-        max_tokens: largest batch × length of one call; shared memory of `max_tokens × (4 vocab + 8)` bytes.
+        load: called in the child; gives a function from ids `[batch, length]` int64 to hidden states
+            `[batch, length, dim]`, any device and floating type.
+        dim: last dimension of the states.
+        vocab: ids lie below it.
+        max_tokens: largest batch × length of one call; shared memory of `max_tokens × (4 dim + 8)` bytes.
         timeout_s: seconds for one call; the first call includes loading.
         isolate: called in the child before `load` (the sandbox). It may return in a child of that process, which
             then ends when SIGTERM reaches the process, and whose end ends it.
         threads: CPU threads of the child.
 
-    Yields:
-        A function from ids to fp32 logits on the CPU. The tensor is a view of shared memory that the next call
-        overwrites and that the child can still write to: copy what is needed, then check it.
-
     Raises:
-        EvaluationError: from the yielded function, when loading or running fails, the child dies or hangs, or the
-            answer has a wrong shape or values that are not finite.
+        EvaluationError: this process has used CUDA.
     """
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         raise EvaluationError(
             "this process has used CUDA already, and a forked child cannot; evaluate in a process that has not"
         )
-    memory = mmap.mmap(-1, max_tokens * (8 + 4 * vocab))
+    memory = mmap.mmap(-1, max_tokens * (8 + 4 * dim))
     ids = torch.frombuffer(memory, dtype=torch.int64, count=max_tokens)
-    logits = torch.frombuffer(memory, dtype=torch.float32, count=max_tokens * vocab, offset=8 * max_tokens)
+    states = torch.frombuffer(memory, dtype=torch.float32, count=max_tokens * dim, offset=8 * max_tokens)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     pid = _fork()
     if pid == 0:
-        _child(theirs, parent, load, isolate, threads, ids, logits)
+        _child(theirs, parent, load, isolate, threads, ids, states)
     theirs.close()
     try:
-        yield _Client(pid, ours, ids, logits, vocab=vocab, timeout_s=timeout_s)
+        yield ServedStates(pid, ours, ids, states, dim=dim, vocab=vocab, timeout_s=timeout_s)
     finally:
         _kill(pid)
         ours.close()
 
 
-class _Client:
-    """The parent's end: one request at a time."""
+class ServedStates:
+    """The parent's end: one request at a time, `submit` and then `collect`.
+
+    Both raise EvaluationError when loading or running fails, the child dies or hangs, or its answer has a wrong shape
+    or values that are not finite; from then on every call does.
+    """
 
     def __init__(
-        self, pid: int, channel: socket.socket, ids: Tensor, logits: Tensor, *, vocab: int, timeout_s: float
+        self,
+        pid: int,
+        channel: socket.socket,
+        ids: Tensor,
+        states: Tensor,
+        *,
+        dim: int,
+        vocab: int,
+        timeout_s: float,
     ) -> None:
-        self._pid, self._channel, self._ids, self._values = pid, channel, ids, logits
-        self._vocab, self._timeout_s = vocab, timeout_s
+        self._pid, self._channel, self._ids, self._values = pid, channel, ids, states
+        self._dim, self._vocab, self._timeout_s = dim, vocab, timeout_s
         self._loaded = False
+        self._asked: tuple[int, int] | None = None
+        self._deadline = 0.0
         self._ended = ""
 
-    def __call__(self, ids: Tensor) -> Tensor:
+    def submit(self, ids: Tensor) -> None:
+        """Starts the computation for ids `[batch, length]`; this process is free meanwhile."""
         batch, length = ids.shape
+        assert self._asked is None, "the answer to the request before was not collected"
         assert 0 < ids.numel() <= self._ids.numel(), f"{batch} x {length} ids exceed {self._ids.numel()} tokens"
         assert not bool(((ids < 0) | (ids >= self._vocab)).any()), f"ids outside the vocabulary of {self._vocab}"
         if self._ended:
             raise EvaluationError(self._ended)
-        deadline = time.monotonic() + self._timeout_s
-        if not self._loaded:
-            self._receive(deadline, "loading the model")
-            self._loaded = True
+        self._asked, self._deadline = (batch, length), time.monotonic() + self._timeout_s
         self._ids[: ids.numel()] = ids.reshape(-1)
         with contextlib.suppress(OSError):  # a dead child shows when the answer is awaited
             self._channel.send(_REQUEST.pack(batch, length))
-        shape = self._receive(deadline, f"running the model on ids [{batch}, {length}]")
-        expected = (batch, length, self._vocab)
+
+    def collect(self) -> Tensor:
+        """The states of the ids submitted last: `[batch, length, dim]` fp32 on the CPU.
+
+        The tensor is a view of shared memory that the next `submit` overwrites and that the child can still write
+        to: copy what is needed, then check it.
+        """
+        assert self._asked is not None, "nothing was submitted"
+        (batch, length), self._asked = self._asked, None
+        if not self._loaded:
+            self._receive(self._deadline, "loading the model")
+            self._loaded = True
+        shape = self._receive(self._deadline, f"running the model on ids [{batch}, {length}]")
+        expected = (batch, length, self._dim)
         if shape != expected:
-            self._fail(f"the model gave logits of shape {list(shape)} for ids [{batch}, {length}], "
+            self._fail(f"the model gave hidden states of shape {list(shape)} for ids [{batch}, {length}], "
                        f"expected {list(expected)}")  # fmt: skip
-        values = self._values[: ids.numel() * self._vocab]
+        values = self._values[: batch * length * self._dim]
         # One pass: a sum of finite numbers is finite unless they are absurdly large, then each is looked at.
         if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
-            self._fail(f"the model gave logits that are not finite for ids [{batch}, {length}]")
+            self._fail(f"the model gave hidden states that are not finite for ids [{batch}, {length}]")
         return values.view(expected)
 
     def _receive(self, deadline: float, doing: str) -> tuple[int, ...]:
@@ -216,7 +238,7 @@ def _child(
     isolate: Callable[[], None] | None,
     threads: int,
     ids: Tensor,
-    logits: Tensor,
+    states: Tensor,
 ) -> NoReturn:
     """The child's whole life; it never returns into the caller's stack."""
     code = 1
@@ -229,7 +251,7 @@ def _child(
         model = load()
         channel.send(_REPLY.pack(_OK, 0, *[0] * 8))
         while request := channel.recv(_REQUEST.size):
-            _answer(channel, model, request, ids, logits)
+            _answer(channel, model, request, ids, states)
         code = 0
     except BaseException as error:
         with contextlib.suppress(BaseException):
@@ -240,14 +262,14 @@ def _child(
         os._exit(code)
 
 
-def _answer(channel: socket.socket, model: Model, request: bytes, ids: Tensor, logits: Tensor) -> None:
+def _answer(channel: socket.socket, model: Model, request: bytes, ids: Tensor, states: Tensor) -> None:
     batch, length = _REQUEST.unpack(request)
     out = model(ids[: batch * length].view(batch, length).clone())
     if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() > 8:
         found = f"{out.dtype} of {out.dim()} dimensions" if isinstance(out, Tensor) else type(out).__name__
-        raise TypeError(f"the model gave {found}, expected floating-point logits [batch, length, vocab]")
-    if out.numel() <= logits.numel():  # else the parent refuses the shape
-        logits[: out.numel()].view(out.shape).copy_(out)
+        raise TypeError(f"the model gave {found}, expected floating-point hidden states [batch, length, dim]")
+    if out.numel() <= states.numel():  # else the parent refuses the shape
+        states[: out.numel()].view(out.shape).copy_(out)
     channel.send(_REPLY.pack(_OK, out.dim(), *out.shape, *[0] * (8 - out.dim())))
 
 

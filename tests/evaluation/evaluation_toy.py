@@ -7,8 +7,8 @@ import hashlib
 import io
 import sysconfig
 import time
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from torch import Tensor, nn
 
 from asiarch_hpc.config import EvaluationConfig
 from asiarch_hpc.evaluation.evaluate import evaluate
-from asiarch_hpc.evaluation.process import serve_logits
+from asiarch_hpc.evaluation.process import serve_states
+from asiarch_hpc.evaluation.scoring import ServedModel
 from asiarch_hpc.records import Evaluation
 
 VOCAB = 257
+DIM = 32
 LENGTH = 96
 _NAMES = "argparse ast copy csv enum glob heapq pprint shlex textwrap queue fractions"
 MODULES = _NAMES.split()
@@ -34,6 +36,9 @@ class Bytes:
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
 
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(i for i in ids if i < 256).decode(errors="replace")
 
@@ -41,7 +46,7 @@ class Bytes:
 class Toy(nn.Module):
     """One causal convolution of width 4 and one gated layer."""
 
-    def __init__(self, seed: int = 0, dim: int = 32) -> None:
+    def __init__(self, seed: int = 0, dim: int = DIM) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.embed = nn.Embedding(VOCAB, dim)
@@ -49,9 +54,26 @@ class Toy(nn.Module):
         self.head = nn.Linear(dim, VOCAB)
         nn.init.normal_(self.head.weight, std=0.02)
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def states(self, ids: Tensor) -> Tensor:
         x = self.embed(ids).transpose(1, 2)
-        return self.head(torch.relu(self.conv(nn.functional.pad(x, (3, 0)))).transpose(1, 2))
+        return torch.relu(self.conv(nn.functional.pad(x, (3, 0)))).transpose(1, 2)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.states(ids))
+
+
+class InProcess:
+    """A model's blocks in this process; what a served one is, without the fork."""
+
+    def __init__(self, states: Callable[[Tensor], Tensor]) -> None:
+        self._function = states
+
+    def submit(self, ids: Tensor) -> None:
+        self._ids = ids
+
+    def collect(self) -> Tensor:
+        with torch.no_grad():
+            return self._function(self._ids)
 
 
 def texts() -> list[str]:
@@ -87,19 +109,21 @@ def from_bytes(content: bytes | None) -> Toy:
     return model.eval()
 
 
+@contextmanager
 def serve(
     content: bytes | None,
     *,
-    wrap: Callable[[Toy], Callable[[Tensor], Any]] = lambda model: model,
+    wrap: Callable[[Toy], Callable[[Tensor], Any]] = lambda model: model.states,
     timeout_s: float = 60,
-) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
-    """A child with the toy; `wrap` turns the trained model, not the fresh one, into a misbehaving one."""
+) -> Iterator[ServedModel]:
+    """A child with the toy; `wrap` turns the trained model, not the fresh one, into misbehaving blocks."""
+    model = from_bytes(content)
 
     def load() -> Callable[[Tensor], Tensor]:
-        model = from_bytes(content)
-        return model if content is None else wrap(model)
+        return model.states if content is None else wrap(model)
 
-    return serve_logits(load, vocab=VOCAB, max_tokens=8 * LENGTH, timeout_s=timeout_s)
+    with serve_states(load, dim=DIM, vocab=VOCAB, max_tokens=8 * LENGTH, timeout_s=timeout_s) as states:
+        yield ServedModel([states], torch.no_grad()(model.head), rows=100)
 
 
 def config(**changes: Any) -> EvaluationConfig:

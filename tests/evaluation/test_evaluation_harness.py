@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
-from evaluation_toy import VOCAB, Bytes, Toy, texts
+from evaluation_toy import DIM, VOCAB, Bytes, InProcess, Toy, texts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 from asiarch_hpc.errors import EvaluationError
-from asiarch_hpc.evaluation.harness import HarnessModel, Logits, run_tasks
+from asiarch_hpc.evaluation.harness import run_tasks
+from asiarch_hpc.evaluation.model import HarnessModel
+from asiarch_hpc.evaluation.scoring import ServedModel
 from asiarch_hpc.evaluation.tasks import build_tasks
 
 EOS = Bytes.eos
@@ -43,8 +47,13 @@ def naive(ids: list[int], count: int, limit: int) -> tuple[float, bool]:
     return total, greedy
 
 
-def harness(logits: Logits = TOY, *, max_length: int = 24, batch_size: int = 3) -> HarnessModel:
-    return HarnessModel(torch.no_grad()(logits), tokenizer=Bytes(), max_length=max_length, batch_size=batch_size)
+def harness(
+    states: Callable[[Tensor], Tensor] = TOY.states, *, max_length: int = 24, batch_size: int = 3, **options: Any
+) -> HarnessModel:
+    head = torch.no_grad()(options.pop("head", TOY.head))
+    children = [InProcess(states) for _ in range(options.pop("devices", 1))]
+    served = ServedModel(children, head, rows=options.pop("rows", 7))
+    return HarnessModel(served, tokenizer=Bytes(), max_length=max_length, batch_size=batch_size, **options)
 
 
 def requests(*args: tuple[str, ...]) -> list[SimpleNamespace]:
@@ -89,7 +98,7 @@ def test_rolling_likelihood_scores_each_token_once(documents: list[str], max_len
 
 
 def test_a_uniform_model_has_the_uniform_loss() -> None:
-    model = harness(lambda ids: torch.zeros(*ids.shape, VOCAB))
+    model = harness(head=lambda states: torch.zeros(len(states), VOCAB))
     (value,) = model.loglikelihood_rolling(requests(("x" * 1000,)))
     assert -value / 1000 == pytest.approx(math.log(VOCAB), rel=1e-6)
 
@@ -99,7 +108,7 @@ def test_equal_inputs_are_computed_once_and_calls_keep_to_the_budget() -> None:
 
     def counting(ids: Tensor) -> Tensor:
         sizes.append(tuple(ids.shape))
-        return TOY(ids)
+        return TOY.states(ids)
 
     found = harness(counting).loglikelihood(requests(*(("same context", choice) for choice in "abcdefgh")))
     assert sizes == [(1, 13)]
@@ -116,10 +125,48 @@ def test_padding_is_on_the_right_and_invisible() -> None:
     assert many[0][0] == pytest.approx(one[0][0], abs=1e-5)
 
 
+@given(
+    words=st.lists(st.text("ab", min_size=1, max_size=9), min_size=1, max_size=12),
+    devices=st.integers(1, 3),
+    pad_multiple=st.sampled_from([1, 8]),
+    rows=st.integers(1, 40),
+)
+@settings(deadline=None, max_examples=25)
+def test_no_way_of_sharing_the_work_changes_a_number(
+    words: list[str], devices: int, pad_multiple: int, rows: int
+) -> None:
+    pairs = [("c", word) for word in words]
+    found = harness(devices=devices, pad_multiple=pad_multiple, rows=rows).loglikelihood(requests(*pairs))
+    for word, (value, greedy) in zip(words, found, strict=True):
+        expected, expected_greedy = naive([EOS, *f"c{word}".encode()], len(word), 24)
+        assert value == pytest.approx(expected, rel=1e-5, abs=1e-4)
+        assert greedy == expected_greedy
+
+
+def test_what_another_row_begins_with_is_not_computed_again() -> None:
+    inputs: list[Tensor] = []
+
+    def counting(ids: Tensor) -> Tensor:
+        inputs.append(ids)
+        return TOY.states(ids)
+
+    answers = ("no", "not", "nothing", "yes", "y")
+    harness(counting, batch_size=8).loglikelihood(requests(*(("context: ", answer) for answer in answers)))
+    (ids,) = inputs
+    ends = {Bytes().decode(row).rstrip() for row in ids.tolist()}
+    assert ends == {"context: nothin", "context: ye"}
+
+
+def test_without_a_first_token_only_an_empty_context_gets_one() -> None:
+    found = harness(begin_with_eos=False).loglikelihood(requests(("ab", "cd"), ("", "cd")))
+    assert found[0][0] == pytest.approx(naive([*b"abcd"], 2, 24)[0], abs=1e-4)
+    assert found[1][0] == pytest.approx(naive([EOS, *b"cd"], 2, 24)[0], abs=1e-4)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
     def broken(ids: Tensor) -> Tensor:
-        return torch.full((*ids.shape, VOCAB), bad)
+        return torch.full((*ids.shape, DIM), bad)
 
     with pytest.raises(EvaluationError, match="not finite"):
         harness(broken).loglikelihood(requests(("a", "b")))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -18,20 +19,27 @@ import torch
 from torch import Tensor
 
 from asiarch_hpc.errors import EvaluationError
-from asiarch_hpc.evaluation.process import serve_logits
+from asiarch_hpc.evaluation.process import ServedStates, serve_states
 
 VOCAB = 11
+DIM = 11
 IDS = torch.arange(6).view(2, 3)
 
 
 def plain(ids: Tensor) -> Tensor:
-    return torch.nn.functional.one_hot(ids, VOCAB).float() * 3 - 1
+    return torch.nn.functional.one_hot(ids, DIM).float() * 3 - 1
 
 
 @contextlib.contextmanager
 def serving(model: Callable[[Tensor], Any], **options: Any) -> Iterator[Callable[[Tensor], Tensor]]:
-    with serve_logits(lambda: model, **{"vocab": VOCAB, "max_tokens": 32, "timeout_s": 30.0, **options}) as logits:
-        yield logits
+    sizes = {"dim": DIM, "vocab": VOCAB, "max_tokens": 32, "timeout_s": 30.0}
+    with serve_states(lambda: model, **{**sizes, **options}) as served:
+        yield functools.partial(ask, served)
+
+
+def ask(served: ServedStates, ids: Tensor) -> Tensor:
+    served.submit(ids)
+    return served.collect()
 
 
 def is_alive(pid: int) -> bool:
@@ -50,26 +58,26 @@ def await_end(pid: int) -> bool:
 
 
 def pid_model(ids: Tensor) -> Tensor:
-    """Tells its process id and its parent's in the logits, in three digits of base 1000."""
-    out = torch.zeros(*ids.shape, VOCAB)
+    """Tells its process id and its parent's in the states, in three digits of base 1000."""
+    out = torch.zeros(*ids.shape, DIM)
     out[0, 0, :2] = torch.tensor([float(os.getpid()), float(os.getppid())])
     return out
 
 
-def test_logits_are_those_of_the_model_for_any_shape_and_type() -> None:
-    with serving(plain) as logits:
+def test_states_are_those_of_the_model_for_any_shape_and_type() -> None:
+    with serving(plain) as states:
         for shape in ((1, 1), (2, 3), (4, 8), (32, 1)):
             ids = torch.randint(0, VOCAB, shape)
-            assert torch.equal(logits(ids), plain(ids))
-    with serving(lambda ids: plain(ids).to(torch.bfloat16).transpose(0, 1).contiguous().transpose(0, 1)) as logits:
-        found = logits(IDS)
+            assert torch.equal(states(ids), plain(ids))
+    with serving(lambda ids: plain(ids).to(torch.bfloat16).transpose(0, 1).contiguous().transpose(0, 1)) as states:
+        found = states(IDS)
         assert found.dtype == torch.float32
         assert torch.equal(found, plain(IDS))
 
 
 def test_the_model_runs_in_a_child_that_ends_with_the_block() -> None:
-    with serving(pid_model) as logits:
-        child, parent = (int(value) for value in logits(IDS)[0, 0, :2])
+    with serving(pid_model) as states:
+        child, parent = (int(value) for value in states(IDS)[0, 0, :2])
         assert parent == os.getpid() != child
         assert is_alive(child)
     assert not is_alive(child)
@@ -84,16 +92,16 @@ def test_isolation_comes_before_loading() -> None:
         order.append("load")
         return lambda ids: plain(ids) + (100 if order == ["isolate", "load"] else 0)
 
-    with serve_logits(
-        load, vocab=VOCAB, max_tokens=32, timeout_s=30, isolate=lambda: order.append("isolate")
-    ) as logits:
-        assert float(logits(IDS).min()) == 99
+    with serve_states(
+        load, dim=DIM, vocab=VOCAB, max_tokens=32, timeout_s=30, isolate=lambda: order.append("isolate")
+    ) as states:
+        assert float(ask(states, IDS).min()) == 99
     assert order == []  # this process did neither
 
 
 def test_the_child_holds_no_file_handler_or_gradient_of_the_parent(tmp_path: Path) -> None:
     def probe(ids: Tensor) -> Tensor:
-        out = torch.zeros(*ids.shape, VOCAB)
+        out = torch.zeros(*ids.shape, DIM)
         out[0, 0, 0] = sum(int(name) > 2 for name in os.listdir("/proc/self/fd"))
         out[0, 0, 1] = signal.getsignal(signal.SIGUSR2) == signal.SIG_IGN
         out[0, 0, 2] = torch.is_grad_enabled()
@@ -103,10 +111,10 @@ def test_the_child_holds_no_file_handler_or_gradient_of_the_parent(tmp_path: Pat
 
     before = signal.signal(signal.SIGUSR2, lambda *_: None)
     try:
-        with (tmp_path / "journal").open("w") as file, serving(probe) as logits:
+        with (tmp_path / "journal").open("w") as file, serving(probe) as states:
             assert not file.closed
             # Its channel, and the folder being listed.
-            assert logits(IDS)[0, 0, :5].tolist() == [2, 1, 0, 0, 1]
+            assert states(IDS)[0, 0, :5].tolist() == [2, 1, 0, 0, 1]
     finally:
         signal.signal(signal.SIGUSR2, before)
 
@@ -116,7 +124,7 @@ def wrong_shape(ids: Tensor) -> Tensor:
 
 
 def too_large(ids: Tensor) -> Tensor:
-    return torch.zeros(ids.shape[0], 1000, VOCAB)
+    return torch.zeros(ids.shape[0], 1000, DIM)
 
 
 def not_finite(value: float) -> Callable[[Tensor], Tensor]:
@@ -161,9 +169,9 @@ def closing(ids: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (wrong_shape, r"logits of shape \[2, 2, 11\] for ids \[2, 3\], expected \[2, 3, 11\]"),
-        (too_large, r"logits of shape \[2, 1000, 11\]"),
-        (lambda ids: (plain(ids), None), "gave tuple, expected floating-point logits"),
+        (wrong_shape, r"states of shape \[2, 2, 11\] for ids \[2, 3\], expected \[2, 3, 11\]"),
+        (too_large, r"states of shape \[2, 1000, 11\]"),
+        (lambda ids: (plain(ids), None), "gave tuple, expected floating-point hidden states"),
         (lambda ids: ids, "gave torch.int64 of 2 dimensions"),
         (not_finite(math.nan), "not finite"),
         (not_finite(math.inf), "not finite"),
@@ -176,16 +184,16 @@ def closing(ids: Tensor) -> Tensor:
     ],
 )
 def test_a_model_that_misbehaves_gives_one_clear_error(model: Callable[[Tensor], Any], message: str) -> None:
-    with serving(model) as logits:
+    with serving(model) as states:
         with pytest.raises(EvaluationError, match=message):
-            logits(IDS)
+            states(IDS)
         with pytest.raises(EvaluationError, match=message):  # and goes on giving it
-            logits(IDS)
+            states(IDS)
 
 
-def test_large_but_finite_logits_are_accepted() -> None:
-    with serving(lambda ids: torch.full((*ids.shape, VOCAB), 3e38)) as logits:
-        assert float(logits(IDS).max()) == pytest.approx(3e38)
+def test_large_but_finite_states_are_accepted() -> None:
+    with serving(lambda ids: torch.full((*ids.shape, DIM), 3e38)) as states:
+        assert float(states(IDS).max()) == pytest.approx(3e38)
 
 
 def test_loading_that_fails_is_told() -> None:
@@ -193,10 +201,10 @@ def test_loading_that_fails_is_told() -> None:
         raise RuntimeError("unexpected key blocks.0")
 
     with (
-        serve_logits(load, vocab=VOCAB, max_tokens=32, timeout_s=30) as logits,
+        serve_states(load, dim=DIM, vocab=VOCAB, max_tokens=32, timeout_s=30) as states,
         pytest.raises(EvaluationError, match="loading the model failed: RuntimeError: unexpected key"),
     ):
-        logits(IDS)
+        ask(states, IDS)
 
 
 def test_a_hang_ends_at_the_time_limit_and_the_child_is_killed(tmp_path: Path) -> None:
@@ -207,8 +215,8 @@ def test_a_hang_ends_at_the_time_limit_and_the_child_is_killed(tmp_path: Path) -
         return plain(ids)
 
     started = time.monotonic()
-    with serving(hang, timeout_s=1.0) as logits, pytest.raises(EvaluationError, match=r"within 1 s.*timeout_s"):
-        logits(IDS)
+    with serving(hang, timeout_s=1.0) as states, pytest.raises(EvaluationError, match=r"within 1 s.*timeout_s"):
+        states(IDS)
     assert time.monotonic() - started < 20
     assert not is_alive(int((tmp_path / "pid").read_text()))
 
@@ -219,20 +227,20 @@ def test_processes_that_the_model_started_end_too(tmp_path: Path) -> None:
         (tmp_path / "pid").write_text(str(other.pid))
         return plain(ids)
 
-    with serving(spawning) as logits:
-        logits(IDS)
+    with serving(spawning) as states:
+        states(IDS)
     assert await_end(int((tmp_path / "pid").read_text()))
 
 
 def test_the_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, pathlib, signal, time
-from asiarch_hpc.evaluation.process import serve_logits
+from asiarch_hpc.evaluation.process import ServedStates, serve_states
 told = pathlib.Path({str(tmp_path / "pid")!r})
 def load():  # busy, so that the closed channel does not tell it
     told.write_text(str(os.getpid()))
     time.sleep(600)
-with serve_logits(load, vocab=3, max_tokens=8, timeout_s=60):
+with serve_states(load, dim=3, vocab=3, max_tokens=8, timeout_s=60):
     while not (told.exists() and told.read_text()):
         time.sleep(0.01)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -243,8 +251,8 @@ with serve_logits(load, vocab=3, max_tokens=8, timeout_s=60):
 
 
 def test_ids_that_do_not_fit_are_our_own_fault() -> None:
-    with serving(plain) as logits:
+    with serving(plain) as states:
         with pytest.raises(AssertionError, match="exceed 32 tokens"):
-            logits(torch.zeros(5, 7, dtype=torch.int64))
+            states(torch.zeros(5, 7, dtype=torch.int64))
         with pytest.raises(AssertionError, match="outside the vocabulary"):
-            logits(torch.full((1, 1), VOCAB))
+            states(torch.full((1, 1), VOCAB))
