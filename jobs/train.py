@@ -1,8 +1,8 @@
 """Job `train`: trains one design at one scale with one seed, then evaluates the weights.
 
 Three processes take part. The candidate's code runs in two children, one that trains and one that turns token ids
-into logits; both are confined. This process never loads the candidate: it hashes the weights, scores the logits,
-checks the numbers, and writes the records.
+into hidden states; both are confined. This process never loads the candidate: it hashes the weights, makes
+probabilities of the states, checks the numbers, and writes the records.
 """
 
 from __future__ import annotations
