@@ -224,6 +224,9 @@ def _print_board(state: RunState, config: Config) -> None:
         width=width,
     )
     view.print_to(sys.stdout, board)
+    if stopped := progress.stopped_early(state):
+        print(f"stopped early, without a score: {len(stopped)}")
+        print("\n".join(f"  {view.printable(line)}" for line in stopped))
     if uses_agents(config):
         view.print_to(sys.stdout, side_by_side(proposer_rows(state)))
 

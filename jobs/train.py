@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import shutil
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.errors import DesignError, EvaluationError, StoppedError, StoreError, TrainingError
 from asiarch_hpc.gate.sandbox import run_isolated
 from asiarch_hpc.records import Evaluation, GateReport, Json, TrialRecord, to_json
-from asiarch_hpc.store.curves import read_curves, write_curves
+from asiarch_hpc.store.curves import write_curves
 from asiarch_hpc.store.files import json_bytes, write_json
 from asiarch_hpc.store.layout import TrialLayout
 from asiarch_hpc.training.loop import TrainOutcome, train
@@ -33,6 +32,7 @@ from jobs import compiled
 from jobs.devices import uses_gpu
 from jobs.entry import Attempt, SupersededError
 from jobs.evaluate import evaluate_trial, trial_weights
+from jobs.peers import peers
 from jobs.sizing import resized
 from jobs.workspace import Workspace
 
@@ -71,11 +71,14 @@ def run(attempt: Attempt, arguments: Json) -> Json:
         if arguments.get("stage") is not None:
             gate = _resized(space, source, gate, arguments.get("match"))
         print(f"attempt {attempt.token} at {identifier} {name}: dim {gate.dim}, depth {gate.depth}")
-        peers = _peers(space, arguments.get("reference"))
-        outcome = _train(attempt, space, trial, source, gate, seed, peers, arguments.get("reference"))
+        beside = peers(space, identifier, name, arguments.get("reference"))
+        outcome = _train(attempt, space, trial, source, gate, seed, beside, arguments.get("reference"))
         evaluation = _evaluate(attempt, space, trial, source, gate, seed, outcome)
     except FailedTrialError as error:
         attempt.check_current()
+        # Later designs are compared with one that was behind, as far as it came.
+        if error.cause == "behind" and _left_by_training(trial.metrics, METRICS_BYTES):
+            _keep_curves(trial)
         failure = {"stage": error.stage, "cause": error.cause, "message": str(error)[:4000], "attempt": attempt.token}
         write_json(trial.failure, failure)
         shutil.rmtree(trial.live, ignore_errors=True)
@@ -130,7 +133,7 @@ def _train(
     source: str,
     gate: GateReport,
     seed: int,
-    peers: Peers | None = None,
+    beside: Peers | None = None,
     reference: str | None = None,
 ) -> dict[str, Any]:
     """Runs the training in a confined child; the outcome crosses as JSON."""
@@ -162,7 +165,7 @@ def _train(
                     on_metrics=on_metrics,
                     should_stop=_stop_asker(attempt),
                     clock=time.monotonic,
-                    peers=peers,
+                    peers=beside,
                 )
             except TrainingStoppedError as error:
                 return {"failed": {"cause": error.cause, "message": str(error)}}
@@ -202,28 +205,16 @@ def _train(
         attempt.check_current()
         raise StoppedError(f"{trial.root.name}: stopped at step {result['steps']}, with a checkpoint")
     for path, limit in ((trial_weights(trial), None), (trial.metrics, METRICS_BYTES)):
-        if path.is_symlink() or not path.is_file() or (limit is not None and path.stat().st_size > limit):
+        if not _left_by_training(path, limit):
             raise FailedTrialError("training", "output", f"{path.name}: not the file that a training leaves")
     if answer.rung == "limits":
         print("the design's code was held by limits alone: it could read and change whatever this user can")
     return {**result, "sandbox": answer.rung}
 
 
-def _peers(space: Workspace, reference: str | None) -> Peers | None:
-    """How the reference baseline trained at this scale, over its seeds; None for a baseline."""
-    if reference is None:
-        return None
-    folder, columns = space.layout.experiment(reference), []
-    for seed in space.config.baselines.seeds:
-        trial = folder.trial(f"{space.config.scale.name}-s{seed}")
-        if trial.curves.exists():
-            columns.append(read_curves(trial.curves))
-    if not columns:
-        return None
-    steps = min(len(column["loss"]) for column in columns)
-    losses = [sum(float(column["loss"][step]) for column in columns) / len(columns) for step in range(steps)]
-    seconds = [float(value) for column in columns for value in column["step_seconds"]]
-    return Peers(losses, statistics.median(seconds))
+def _left_by_training(path: Path, limit: int | None) -> bool:
+    """Whether it is a plain file of at most `limit` bytes: the design's code could have made it something else."""
+    return not path.is_symlink() and path.is_file() and (limit is None or path.stat().st_size <= limit)
 
 
 def _scale(scale: ScaleConfig, gate: GateReport) -> ScaleConfig:
@@ -248,15 +239,19 @@ def _evaluate(
 
 def _finish(trial: TrialLayout, record: TrialRecord, evaluation: Evaluation, *, keep_weights: bool) -> None:
     """Records last: until `evaluation.json` is there, another attempt does the rest again from the checkpoint."""
-    if trial.metrics.exists():
-        rows = {row["step"]: row for row in _metrics(trial.metrics)}
-        write_curves([{name: row[name] for name in CURVES} for _, row in sorted(rows.items())], trial.curves)
+    _keep_curves(trial)
     write_json(trial.record, to_json(record))
     write_json(trial.evaluation, to_json(evaluation))
     trial.metrics.unlink(missing_ok=True)
     if keep_weights:
         trial_weights(trial).rename(trial.weights)
     shutil.rmtree(trial.live, ignore_errors=True)
+
+
+def _keep_curves(trial: TrialLayout) -> None:
+    if trial.metrics.exists():
+        rows = {row["step"]: row for row in _metrics(trial.metrics)}
+        write_curves([{name: row[name] for name in CURVES} for _, row in sorted(rows.items())], trial.curves)
 
 
 def _metrics(path: Path) -> Iterator[Json]:

@@ -103,6 +103,7 @@ def check(config: Config) -> None:
     """Raises ConfigError for values that no run could honour."""
     search = config.search
     _check_agents(config)
+    _check_early_stopping(config)
     problems = [
         *stage_problems(config),
         (search.policy in ("asi_arch", "random"), f"search.policy={search.policy!r}: asi_arch or random"),
@@ -241,6 +242,23 @@ def _secrets(server: ServerConfig) -> list[str]:
     """Names of settings that look like secrets; a run's record is no place for them."""
     words = [word for word in server.flags if word.startswith("--api-key")]
     return words + [name for name in server.environment if re.search("KEY|TOKEN|SECRET|PASSWORD", name.upper())]
+
+
+def _check_early_stopping(config: Config) -> None:
+    early = config.search.early_stopping
+    problems = [
+        (0 < early.keep <= 1, f"keep={early.keep}: a share above 0, at most 1,"),
+        (early.margin >= 0, f"margin={early.margin}: a number that is not negative"),
+        (0 < early.window < 1, f"window={early.window}: a share between 0 and 1"),
+        (early.curves >= 1, f"curves={early.curves}: a positive number"),
+        (
+            all(early.window <= rung < 1 for rung in early.rungs),
+            f"rungs={early.rungs}: shares of the steps from window={early.window} up to below 1",
+        ),
+    ]
+    for holds, message in problems:
+        if not holds:
+            raise ConfigError(f"search.early_stopping.{message} was expected")
 
 
 def _check_sizes(where: str, config: Config) -> None:

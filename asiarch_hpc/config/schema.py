@@ -108,6 +108,17 @@ class OperatorConfig:
 
 
 @dataclass
+class EarlyStoppingConfig:
+    """Ends trainings that are clearly behind. Off: `make bench ARGS=early` shows what each setting would have lost."""
+
+    rungs: list[float] = field(default_factory=list)  # shares of the steps after which designs are compared; []: off
+    keep: float = 0.5  # share of the designs at a rung that a design must not be behind of
+    margin: float = 3.0  # by which it must be behind them and the reference, in deviations over baselines' seeds
+    window: float = 0.05  # share of the steps whose mean loss is compared
+    curves: int = 12  # least number of earlier designs at a rung
+
+
+@dataclass
 class SearchConfig:
     """What to try next, and whom to breed from (ASI-Arch sections 3.2 and 4.1)."""
 
@@ -123,6 +134,7 @@ class SearchConfig:
     references: int = 4
     attempts: int = 5  # designs tried for one slot before it is given up
     slot_limit: float = 2.0  # slots in all, as a multiple of designs, when some slots stay without a score
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     operators: OperatorConfig = field(default_factory=OperatorConfig)
     seed_designs: list[str] = field(
         default_factory=lambda: [

@@ -78,6 +78,15 @@ def rows(state: RunState) -> list[LeaderRow]:
     ]
 
 
+def stopped_early(state: RunState) -> list[str]:
+    """One line for each design whose training was ended because it was behind; such designs have no score."""
+    return [
+        f"{experiment.name} ({experiment.id[:8]}), {next(iter(experiment.failures.values()))}"
+        for experiment in state.experiments.values()
+        if experiment.failed_cause == "behind"
+    ]
+
+
 def _candidates(state: RunState) -> list[Score]:
     return [score for score in state.scores.values() if score.slot is not None and score.discarded is None]
 
@@ -97,7 +106,7 @@ def _stage(experiment: ExperimentState, state: RunState, config: Config) -> str:
     if not experiment.gate.passed:
         return "rejected"
     if experiment.failures:
-        return "failed"
+        return "stopped early" if experiment.failed_cause == "behind" else "failed"
     if complete(experiment, config):
         return "assessed" if experiment.assessed else "evaluated"
     return "training" if any(b.work["experiment"] == experiment.id for b in state.busy.values()) else "admitted"

@@ -85,6 +85,7 @@ class ExperimentState:
     evaluations: dict[str, Evaluation] = field(default_factory=dict)
     failures: dict[str, str] = field(default_factory=dict)
     failed_stage: str = ""
+    failed_cause: str = ""
     speeds: list[float] = field(default_factory=list)
     assessed: bool = False
     judgement: Judgement | None = None
@@ -207,7 +208,7 @@ class RunState:
         if event.get("experiment"):
             experiment = self.experiments[event["experiment"]]
             experiment.failures[event["trial"] or event["stage"]] = f"{event['cause']}: {event['message'][:500]}"
-            experiment.failed_stage = event["stage"]
+            experiment.failed_stage, experiment.failed_cause = event["stage"], event["cause"]
             self._finish(experiment.slot, experiment.attempt, "failed", experiment.id)
         else:
             self._finish(event.get("slot"), event.get("attempt"), "failed", None)

@@ -202,12 +202,17 @@ def _proposals(state: RunState, config: Config, capacity: int, now: float) -> It
 
 
 def _to_repair(slot: int, attempt: int, state: RunState, config: Config) -> ExperimentState | None:
-    """The design of the last attempt, if its training failed and language models may repair it once more."""
+    """The design of the last attempt, if its training failed and language models may repair it once more.
+
+    One that was stopped because it is behind has nothing to repair: another design takes its place.
+    """
     if attempt == 0:
         return None
     places = {e.attempt: e for e in state.experiments.values() if e.slot == slot and e.attempt is not None}
     last = places.get(attempt - 1)
     if last is None or last.proposer != "llm" or not last.gate.passed or last.failed_stage != "training":
+        return None
+    if last.failed_cause == "behind":
         return None
     repairs = 0
     while (earlier := places.get(attempt - 1 - repairs)) is not None and earlier.operator == "debug":

@@ -48,8 +48,8 @@ def write_curves(rows: Sequence[Mapping[str, float]], path: Path) -> None:
             temporary.unlink()
 
 
-def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
-    """The columns of a curves file, each `[rows]` float64.
+def read_curves(path: Path, *names: str) -> dict[str, NDArray[np.float64]]:
+    """The columns of a curves file, each `[rows]` float64; all of them, or those named.
 
     Raises:
         RecordError: absent, truncated, damaged, or not written by `write_curves`; the message names the file.
@@ -58,7 +58,7 @@ def read_curves(path: Path) -> dict[str, NDArray[np.float64]]:
     if not path.exists():
         raise RecordError(f"{path}: no such file; curves are written when a trial ends, until then see metrics.jsonl")
     try:
-        return _read_zip(path)
+        return _read_zip(path, names)
     except RecordError:
         raise
     except PermissionError as error:
@@ -99,7 +99,7 @@ def _write_zip(columns: Mapping[str, Sequence[float]], rows: int, path: Path) ->
             group.create_array(name, data=data, chunks=data.shape, config={"write_empty_chunks": True})
 
 
-def _read_zip(path: Path) -> dict[str, NDArray[np.float64]]:
+def _read_zip(path: Path, names: Sequence[str]) -> dict[str, NDArray[np.float64]]:
     import numpy as np
     import zarr
     from zarr.storage import ZipStore
@@ -115,7 +115,9 @@ def _read_zip(path: Path) -> dict[str, NDArray[np.float64]]:
                 "it was written by another version of asiarch-hpc"
             )
         curves: dict[str, NDArray[np.float64]] = {}
-        for name in attributes["columns"]:
+        if missing := sorted(set(names) - set(attributes["columns"])):
+            raise RecordError(f"{path}: no column {', '.join(missing)}; found {attributes['columns']}")
+        for name in names or attributes["columns"]:
             array = group[name]
             if not isinstance(array, zarr.Array):
                 raise RecordError(f"{path}: column {name} is no array; {_ADVICE}")

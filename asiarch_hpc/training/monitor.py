@@ -1,17 +1,17 @@
-"""Stops a training that cannot give a score: not finite, diverged, too good to be true, or too slow."""
+"""Stops a training that cannot give a score, or none worth its time: not finite, diverged, a leak, too slow, behind."""
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, median
 from typing import Literal
 
 from asiarch_hpc.errors import TrainingError
 
-Cause = Literal["non_finite_loss", "diverged", "leak", "too_slow", "design_error", "out_of_memory"]
+Cause = Literal["non_finite_loss", "diverged", "leak", "too_slow", "design_error", "out_of_memory", "behind"]
 
 _SPEED_WINDOW = 5
 _LOSS_WINDOW = 20  # steps over which losses are compared, since single batches differ
@@ -19,10 +19,19 @@ _LOSS_WINDOW = 20  # steps over which losses are compared, since single batches 
 
 @dataclass(frozen=True)
 class Peers:
-    """How the reference baseline trained: its mean loss at each step, and the median seconds of a step."""
+    """What a training is held against.
+
+    Attributes:
+        losses: the reference baseline's mean loss at each step.
+        step_seconds: its median seconds of a step.
+        limits: rung step -> nats per token that the mean loss of the last `window` steps must be below.
+        window: steps.
+    """
 
     losses: Sequence[float]
     step_seconds: float
+    limits: Mapping[int, float] = field(default_factory=dict)
+    window: int = 1
 
 
 class TrainingStoppedError(TrainingError):
@@ -44,7 +53,8 @@ class Monitor:
         loss_limit: nats per token; a loss that is not below has diverged.
         step_seconds_limit: seconds; a median of five steps that is not below is too slow. The first step after
             a start is left out, as it compiles and allocates.
-        peers: the reference baseline's training, None for the baselines themselves.
+        peers: how others trained, None for the baselines themselves. A rung soon after a start, before its window is
+            full, is passed over.
         leak_margin: a loss this share below the peers' over twenty steps can only know the next token.
         slow_multiple: a step may take this many times the peers'; 0 for no such limit.
     """
@@ -65,6 +75,7 @@ class Monitor:
         self._slow_multiple = slow_multiple
         self._seconds: deque[float] = deque(maxlen=_SPEED_WINDOW)
         self._losses: deque[float] = deque(maxlen=_LOSS_WINDOW)
+        self._rung_losses: deque[float] = deque(maxlen=peers.window if peers else 1)
         self._started = False
 
     def check(self, step: int, *, loss: float, gradient_norm: float, seconds: float) -> None:
@@ -99,6 +110,7 @@ class Monitor:
             )
         if self._peers is not None:
             self._compare(step, loss, self._peers)
+            self._judge_rung(step, loss, self._peers)
 
     def _compare(self, step: int, loss: float, peers: Peers) -> None:
         self._losses.append(loss)
@@ -119,4 +131,14 @@ class Monitor:
                 f"step {step}: the median of the last {_SPEED_WINDOW} steps is {median(self._seconds):.4f} s, the "
                 f"reference baseline's {peers.step_seconds:.4f} s; less than {self._slow_multiple:g} times that was "
                 "expected: replace loops over tokens by chunked operations",
+            )
+
+    def _judge_rung(self, step: int, loss: float, peers: Peers) -> None:
+        self._rung_losses.append(loss)
+        limit = peers.limits.get(step)
+        if limit is not None and len(self._rung_losses) == peers.window and not fmean(self._rung_losses) < limit:
+            raise TrainingStoppedError(
+                "behind",
+                f"step {step}: the mean loss of the last {peers.window} steps is {fmean(self._rung_losses):.4f}, below "
+                f"{limit:.4f} was expected of a design that can still enter the pool; its training was stopped early",
             )

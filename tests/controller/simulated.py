@@ -56,6 +56,8 @@ def chance(*words: object) -> random.Random:
 class SimulatedJobs:
     """Runs the work of a request at once, in the way of `jobs.entry`."""
 
+    cause = "diverged"  # of trainings that fail
+
     def __init__(self, layout: RunLayout, reject: float = 0.2, fail: float = 0.2) -> None:
         self.layout = layout
         self.reject = reject
@@ -79,7 +81,7 @@ class SimulatedJobs:
         elif request.kind == "assess":
             message["payload"] = self.assess(arguments)
         elif chance(arguments["experiment"]).random() < self.fail and arguments["trial"] == "explore-s0":
-            failure = {"stage": "training", "cause": "diverged", "message": "loss 99"}
+            failure = {"stage": "training", "cause": self.cause, "message": "loss 99"}
             trial = self.layout.experiment(arguments["experiment"]).trial(arguments["trial"])
             if "baseline" in self._role(arguments["experiment"]):
                 message["payload"] = self.train(arguments)

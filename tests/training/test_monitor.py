@@ -80,3 +80,21 @@ def test_three_times_the_baselines_step_is_too_slow() -> None:
         beside([5.0] * 100, seconds=0.31)
     assert stopped.value.cause == "too_slow"
     assert beside([5.0] * 100, seconds=0.29) == 100
+
+
+def test_a_loss_that_is_not_below_its_rung_stops_there_and_nowhere_else() -> None:
+    def train(losses: list[float], first: int = 1) -> int:
+        peers = Peers(losses=[], step_seconds=1.0, limits={4: 2.0, 8: 1.5}, window=2)
+        monitor = Monitor(loss_limit=20.0, step_seconds_limit=60.0, peers=peers)
+        for step, loss in enumerate(losses, first):
+            try:
+                monitor.check(step, loss=loss, gradient_norm=1.0, seconds=0.1)
+            except TrainingStoppedError as stopped:
+                return step if stopped.cause == "behind" else -1
+        return 0
+
+    assert train([9, 9, 2.5, 1.4, 9, 9, 1.4, 1.5, 9]) == 0  # means 1.95 and 1.45
+    assert train([1, 1, 2.5, 1.5]) == 4  # 2.0 is not below
+    assert train([1, 1, 1, 1, 1, 1, 2, 1]) == 8
+    assert train([9], first=4) == 0  # continued right before the rung: no whole window
+    assert train([9, 9], first=3) == 4
