@@ -96,7 +96,7 @@ def _loss_and_gradients(
     if _fused(hidden):
         from kernels.linear_cross_entropy import triton as fused
 
-        with torch.cuda.device_of(hidden):
+        with torch.cuda.device(hidden.device):
             return fused.loss_and_gradients(hidden, weight, targets, ignore_index, vocab, scale)
     return chunked.loss_and_gradients(hidden, weight, targets, ignore_index, vocab, scale)
 
@@ -136,7 +136,7 @@ def _log_likelihood(
     if _fused(hidden):
         from kernels.linear_cross_entropy import triton as fused
 
-        with torch.cuda.device_of(hidden):
+        with torch.cuda.device(hidden.device):
             return fused.log_likelihood(hidden, weight, targets, ignore_index, vocab, scale)
     return chunked.log_likelihood(hidden, weight, targets, ignore_index, vocab, scale)
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton.tools.tensor_descriptor import TensorDescriptor
+from triton.tools.tensor_descriptor import (  # type: ignore[import-untyped, import-not-found, unused-ignore]
+    TensorDescriptor,
+)
 
 from kernels.linear_cross_entropy import triton_kernels
 
@@ -22,7 +24,8 @@ class Tiles:
     """Sizes of the product's tiles: tokens, ids (a multiple of 64, as is the width of the buffer, so that only the last
     tile of a row has padding), width of hidden (None: the whole), warps and stages of the pipeline.
 
-    `programs` is the number that the vocabulary is split for, where there are too few blocks of tokens.
+    `programs` is the number that the vocabulary is split for, where there are too few blocks of tokens; `in_registers`
+    keeps hidden there, not in shared memory, where there is only one tile of it.
     """
 
     bm: int
@@ -31,11 +34,11 @@ class Tiles:
     warps: int
     stages: int
     programs: int = 132
-    overlap: bool = False
+    in_registers: bool = False
 
 
-_NARROW = Tiles(128, 128, None, 8, 2)
-_WIDE = Tiles(128, 256, 64, 8, 3)
+_NARROW = Tiles(128, 64, None, 8, 4, in_registers=True)
+_WIDE = Tiles(128, 128, 64, 4, 3)
 _SCORES = Tiles(128, 128, 64, 8, 3)
 _SAFE = Tiles(64, 64, 32, 4, 2)
 
@@ -120,9 +123,7 @@ def log_likelihood(
     return found.where(possible, torch.nan), (first == targets) & real & ~found.isnan()
 
 
-def _prepare(
-    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab: int, scale: float
-) -> _Operands:
+def _prepare(hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int, vocab: int, scale: float) -> _Operands:
     tokens, dim = hidden.shape
     columns, width = -(-vocab // 64) * 64, -(-dim // 16) * 16
     rows = weight
@@ -186,8 +187,8 @@ def _exponentials(operands: _Operands, part: slice, level: Tensor, p: Tensor, ti
         row_blocks, spans, each = _spans(tokens, columns, tiles)
         partial = level.new_empty(spans, tokens)
         triton_kernels.narrow_kernel[(row_blocks, spans)](
-            h_tile, w_tile, p_tile, offset, partial, tokens, operands.vocab, columns, each, operands.slope,
-            BM=tiles.bm, BN=tiles.bn, OVERLAP=tiles.overlap, **options,
+            h_tile, w_tile, p_tile, offset, partial, tokens, operands.vocab, columns, each, operands.slope, 1.0,
+            BM=tiles.bm, BN=tiles.bn, IN_REGISTERS=tiles.in_registers, **options,
         )  # fmt: skip
     else:
         row_blocks, blocks = -(-tokens // tiles.bm), -(-columns // tiles.bn)

@@ -1,8 +1,9 @@
 """Kernels of the fused form; README.md derives them. `offset` is the reference level of each token in base 2."""
+
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
 
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 # A token's sum of exponentials, relative to its target's, above which the sum is taken again from the token's largest
 # logit: e^60, so that sums of products with it stay far from float32's largest number, e^88.
@@ -62,32 +63,43 @@ def _emit(level, p_desc, row, column, vocab, BN: tl.constexpr, PADDED: tl.conste
 
 @triton.jit
 def narrow_kernel(
-    h_desc, w_desc, p_desc, offset_ptr, partial_ptr, tokens, vocab, columns, tiles, slope,
-    BM: tl.constexpr, BN: tl.constexpr, MODE: tl.constexpr,
+    h_desc, w_desc, p_desc, offset_ptr, partial_ptr, tokens, vocab, columns, tiles, slope, one,
+    BM: tl.constexpr, BN: tl.constexpr, IN_REGISTERS: tl.constexpr,
 ):  # fmt: skip
-    """Exponentials for one block of tokens and one span of the vocabulary; the whole width of hidden in one tile."""
+    """Exponentials for one block of tokens and one span of the vocabulary; the whole width of hidden in one tile.
+
+    The product of a tile runs while the exponentials of the one before are taken. README.md says what keeps Triton and
+    ptxas from waiting for it: every detail of the loop is needed.
+    """
     row = tl.program_id(0) * BM
     rows = row + tl.arange(0, BM)
     offset = tl.load(offset_ptr + rows, mask=rows < tokens, other=float("inf"))
     first = tl.program_id(1) * tiles * BN
-    last = first + tl.maximum(tl.minimum(tiles, tl.cdiv(columns - first, BN)) - 2, 0) * BN
+    last = first + tl.minimum(tiles, tl.cdiv(columns - first, BN)) * BN
     h = h_desc.load([row, 0])
-    if MODE == 1:
-        h = (h.to(tl.float32) * tl.load(offset_ptr + tokens)).to(h.dtype)
+    if IN_REGISTERS:
+        h = (h.to(tl.float32) * one).to(h.dtype)
     total = tl.zeros([BM], tl.float32)
-    za = tl.zeros([BM, 16], h.dtype)
-    zb = tl.zeros([16, 16], h.dtype)
-    keep = tl.zeros([BM, 16], tl.float32)
-    level = tl.dot(h, w_desc.load([first, 0]).T, input_precision="ieee") * slope - offset[:, None]
-    running = tl.dot(h, w_desc.load([first + BN, 0]).T, input_precision="ieee")
+    # A product that is waited for, and with it the one that runs.
+    tick_a, tick_b = tl.zeros([BM, 16], h.dtype), tl.zeros([16, 16], h.dtype)
+    tick = tl.zeros([BM, 16], tl.float32)
+    level = tl.full([BM, BN], float("-inf"), tl.float32)
+    if IN_REGISTERS:
+        running = tl.dot(h, w_desc.load([first, 0]).T, input_precision="ieee")
+    else:
+        running = tl.dot(tick_a, tl.zeros([16, BN], h.dtype))
     for column in range(first, last, BN):
-        total += _emit(level, p_desc, row, column, vocab, BN, False)
-        keep = tl.maximum(keep, tl.dot(za, zb))
+        ready = column - 2 * BN >= first
+        sums = _emit(level, p_desc, row, tl.where(ready, column - 2 * BN, columns), vocab, BN, False)
+        total += tl.where(ready, sums, 0.0)
+        tick = tl.maximum(tick, tl.dot(tick_a, tick_b))
         level = running * slope - offset[:, None]
-        running = tl.dot(h, w_desc.load([column + 2 * BN, 0]).T, input_precision="ieee")
-    total += tl.sum(keep, 1)
-    total += _emit(level, p_desc, row, last, vocab, BN, True)
-    total += _emit(running * slope - offset[:, None], p_desc, row, last + BN, vocab, BN, True)
+        running = tl.dot(h, w_desc.load([column, 0]).T, input_precision="ieee")
+    total += tl.sum(tick, 1)
+    ready = last - 2 * BN >= first
+    sums = _emit(level, p_desc, row, tl.where(ready, last - 2 * BN, columns), vocab, BN, True)
+    total += tl.where(ready, sums, 0.0)
+    total += _emit(running * slope - offset[:, None], p_desc, row, last - BN, vocab, BN, True)
     tl.store(partial_ptr + tl.program_id(1) * tokens + rows, total, mask=rows < tokens)
 
 
