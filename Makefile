@@ -16,7 +16,7 @@ VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check -qq
 RUN_FLAG := --results $(RESULTS) $(if $(RUN),--run $(RUN))
 
-.PHONY: help env explore test test-vllm test-vllm-gpu check check-design import replay extract status rebuild bench dev-cluster dev-cluster-stop clean
+.PHONY: help env explore noise test test-vllm test-vllm-gpu check check-design import replay extract status rebuild bench dev-cluster dev-cluster-stop clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -51,6 +51,9 @@ replay: env ## a proposal of language models again from its transcript: make rep
 
 extract: env ## an entry of the cognition base from a paper: make extract PAPER=file ARGS="agents.endpoints=[url] …"
 	@$(BIN)/asiarch extract $(PAPER) --config $(CONFIG) $(ARGS)
+
+noise: env ## seeds of a baseline, for their spread: make noise CONFIG=file ARGS="--seeds 5 --scale name …"
+	@$(BIN)/asiarch noise $(RUN_FLAG) --config $(CONFIG) $(ARGS)
 
 status: env ## a run that runs elsewhere: make status RUN=name
 	@$(BIN)/asiarch status $(RUN_FLAG)

@@ -1,4 +1,4 @@
-"""The command line: `asiarch explore | tick | status | rebuild | check | import | replay | extract`."""
+"""The command line: `asiarch explore | noise | tick | status | rebuild | check | import | replay | extract`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from asiarch_hpc.config import Config, load_config, uses_agents
 from asiarch_hpc.controller import imported, progress, run, view
 from asiarch_hpc.controller.leaderboard import leaderboard
 from asiarch_hpc.controller.loop import Controller, FatalJobError
+from asiarch_hpc.controller.noise import noise_config, write_noise
 from asiarch_hpc.controller.services import read_services
 from asiarch_hpc.controller.side_by_side import proposer_rows, side_by_side
 from asiarch_hpc.controller.state import RunState
@@ -50,6 +51,27 @@ def explore(options: argparse.Namespace) -> int:
     """Starts or resumes a run, and drives it to its end."""
     config = load_config(options.config, options.overrides)
     layout = RunLayout.of(options.results, options.run or Path(options.config).stem)
+    return _drive_to_end(layout, config, lambda controller: _print_end(layout, controller.state, config))
+
+
+def noise(options: argparse.Namespace) -> int:
+    """Trains a baseline with several seeds, for the spread that fitness, promotion and reports can use."""
+    from asiarch_hpc.controller.noise_table import table  # scipy is loaded for this command only
+
+    config = load_config(options.config, options.overrides)
+    design, scale = options.design or config.baselines.reference, options.scale or config.scale.name
+    config = noise_config(config, design=design, seeds=options.seeds, scale=scale)
+    layout = RunLayout.of(options.results, options.run or f"noise-{Path(options.config).stem}-{scale}-{design}")
+
+    def finish(controller: Controller) -> None:
+        record = write_noise(layout, controller.state, config, code=run.code_version())
+        print("\n".join(view.printable(line) for line in table(record)))
+        print(f"for runs of the same conditions: fitness.noise={os.path.relpath(layout.noise)}")
+
+    return _drive_to_end(layout, config, finish)
+
+
+def _drive_to_end(layout: RunLayout, config: Config, at_end: Callable[[Controller], None]) -> int:
     with run.open_controller(layout, config) as controller:
         screen = view.open_view(sys.stdout)
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
@@ -71,7 +93,7 @@ def explore(options: argparse.Namespace) -> int:
             return 0
         finally:
             screen.close()
-        _print_end(layout, controller.state, controller.config)
+        at_end(controller)
     return 0
 
 
@@ -260,6 +282,11 @@ def _parser() -> argparse.ArgumentParser:
 
     explore_parser = add(explore, configured=True)
     explore_parser.add_argument("--run", help="name of the run; default: the configuration's name")
+    noise_parser = add(noise, configured=True)
+    noise_parser.add_argument("--design", help="a seed design; default: the configuration's reference baseline")
+    noise_parser.add_argument("--seeds", type=int, default=5, help="how many (default 5)")
+    noise_parser.add_argument("--scale", help="the configuration's own, or a stage of it; default: its own")
+    noise_parser.add_argument("--run", help="name of the run; default: of configuration, scale and design")
     for function in (tick, status, rebuild):
         add(function, configured=False).add_argument("--run", default="laptop")
     replay_parser = add(replay, configured=False)

@@ -189,8 +189,24 @@ class Evaluation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SeedSpread:
+    """Standard deviation of one training run over seeds, pooled over all baselines.
+
+    Losses in nats per token, the benchmark as a share of questions, `freedom` in degrees of freedom.
+    """
+
+    loss: float
+    benchmark: float
+    bits_per_byte: float
+    freedom: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class BaselineStats:
-    """Seeds of one baseline: mean and sample standard deviation (n - 1) of loss and benchmark."""
+    """Seeds of one baseline: mean and sample standard deviation (n - 1) of loss and benchmark.
+
+    `known` is a spread that was measured beside the run, at equal conditions and with other seeds.
+    """
 
     experiment: str
     name: str
@@ -205,6 +221,7 @@ class BaselineStats:
     modelled_seconds_per_token: float
     time_exponent: float
     parameters: int = 0
+    known: SeedSpread | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -3,6 +3,7 @@
 make bench                    controller figures (a minute)
 make bench ARGS=explore       a whole laptop run (ten minutes), judged against its targets
 make bench ARGS=agents        200 proposals on a server that misbehaves (half an hour)
+make bench ARGS=early         what early stopping would have saved and lost (seconds; ARGS="early results/name …")
 make bench ARGS=gate          the gate's verdicts on planted designs and their transplants (half an hour)
 """
 
@@ -47,6 +48,10 @@ def main() -> None:
         from tests.agents.figures import main as agents
 
         agents(int(what[1]) if len(what) > 1 else 200)
+    elif what[0] == "early":
+        from tests.search.early_figures import main as early
+
+        early(what[1:])
     elif what[0] == "gate":
         from tests.gate.figures import gate  # torch is loaded for this table only
 

@@ -119,7 +119,7 @@ def check(config: Config) -> None:
         (len(config.baselines.seeds) >= 3, f"baselines.seeds={config.baselines.seeds}: at least three seeds"),
         (len(set(config.baselines.seeds)) == len(config.baselines.seeds), "baselines.seeds: each seed once"),
         (search.batch >= 1 and search.cold_start >= 0, "search.batch >= 1 and search.cold_start >= 0"),
-        (search.designs >= 1 and search.attempts >= 1, "search.designs >= 1 and search.attempts >= 1"),
+        (search.designs >= 0 and search.attempts >= 1, "search.designs >= 0 and search.attempts >= 1"),
         (
             0 < config.data.heldout_fraction < 1,
             f"data.heldout_fraction={config.data.heldout_fraction}: between 0 and 1",
@@ -269,7 +269,7 @@ def _check_sizes(where: str, config: Config) -> None:
     positive = {
         "scale": ("dim", "depth", "heads", "length", "batch_size", "steps", "threads", "learning_rate"),
         "evaluation": ("questions", "heldout_tokens", "untrained_tokens", "batch_size", "timeout_s"),
-        "search": ("designs", "batch", "attempts", "pool_size"),
+        "search": ("batch", "attempts", "pool_size"),
         "gate": (
             *("timeout_s", "memory_gb", "dim_step", "learn_steps", "slow_multiple", "memory_multiple"),
             *("count_launches", "growth_limit", "clock_tokens", "clock_repeats"),

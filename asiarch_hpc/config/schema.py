@@ -92,6 +92,7 @@ class BaselineConfig:
     reference: str = "delta_net"
     upper: str = "gated_delta_net"
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    noise_seed: int = 1000  # first seed of `asiarch noise`: apart from those of runs, as both are pooled
 
 
 @dataclass
@@ -124,7 +125,7 @@ class SearchConfig:
 
     policy: str = "asi_arch"  # asi_arch | random
     seed: int = 0
-    designs: int = 24  # scored candidates wanted
+    designs: int = 24  # scored candidates wanted; 0: the baselines alone
     batch: int = 6  # candidates between two pool updates
     cold_start: int = 6  # candidates before the first update
     overlap: int = 0  # batches that may be proposed before the previous one is complete
@@ -167,6 +168,7 @@ class FitnessConfig:
     judge_growth: float = 5.0  # points lost per unit of time exponent above the limit
     judge_growth_limit: float = 1.3  # growth of time with length that costs nothing (1: linear, 2: quadratic)
     judge_parameters: float = 1.0  # points lost for each doubling of the parameters at equal size
+    noise: str = ""  # noise.json of `asiarch noise`, whose spread over seeds is pooled with the run's baselines'
     noise_factor: float = 2.8  # standard deviations called noise: 95 % of Student's t at two baselines x 3 seeds
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from asiarch_hpc.config import Config, ResourceConfig, uses_agents
 from asiarch_hpc.controller import intake, job_files, scoring, services, works
+from asiarch_hpc.controller.noise import known_spread
 from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, Scheduler
 from asiarch_hpc.controller.state import Busy, Event, RunState, WorkSpec
 from asiarch_hpc.errors import AsiarchError, EvaluationError, RecordError, SchedulerError, StoreError, TrainingError
@@ -233,7 +234,9 @@ class Controller:
         self.record({**event, **(spent or {}), **self._gpu_seconds(lost)})
 
     def _score(self) -> None:
-        if not self.state.stats and (stats := scoring.baselines(self.state, self.config)):
+        if not self.state.stats and (
+            stats := scoring.baselines(self.state, self.config, known_spread(self.layout, self.config))
+        ):
             self.record({"event": "baselines", "stats": [to_json(s) for s in stats]})
         for experiment in scoring.unscored(self.state, self.config):
             try:

@@ -18,6 +18,7 @@ from asiarch_hpc import __version__
 from asiarch_hpc.config import CARRIED_OUT_BY, Config, differences, from_dict, to_dict
 from asiarch_hpc.controller.imported import refuse_imported
 from asiarch_hpc.controller.loop import Controller
+from asiarch_hpc.controller.noise import take_noise
 from asiarch_hpc.controller.rebuild import events_of
 from asiarch_hpc.controller.scheduler import JobRequest, Scheduler
 from asiarch_hpc.controller.state import Event, RunState
@@ -50,6 +51,7 @@ def open_controller(layout: RunLayout, config: Config) -> Iterator[Controller]:
     controller = None
     try:
         record, messages = _record(layout, config)
+        take_noise(layout, config)
         state = _load(layout, config)
         scheduler = _scheduler(layout, config, record["uid"])
         controller = Controller(layout, config, scheduler, state, lease=lease, tag_prefix=record["uid"])

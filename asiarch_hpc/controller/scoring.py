@@ -8,19 +8,23 @@ from asiarch_hpc.config import Config
 from asiarch_hpc.controller.state import ExperimentState, RunState
 from asiarch_hpc.controller.works import baseline_names, complete, needs_assessment
 from asiarch_hpc.errors import EvaluationError
-from asiarch_hpc.records import BaselineStats, Generation, Judgement, Score
+from asiarch_hpc.records import BaselineStats, Generation, Judgement, Score, SeedSpread
 from asiarch_hpc.search import fitness, judge_rule, population
 from asiarch_hpc.search.baselines import baseline_stats
 from asiarch_hpc.search.pool import build_generation
 
 
-def baselines(state: RunState, config: Config) -> tuple[BaselineStats, ...]:
-    """Statistics of all baselines, reference first; empty while a trial is missing."""
+def baselines(state: RunState, config: Config, known: SeedSpread | None) -> tuple[BaselineStats, ...]:
+    """Statistics of all baselines, reference first; empty while a trial is missing.
+
+    `known` is a spread over seeds that was measured before; the reference carries it.
+    """
     names = baseline_names(config)
     experiments = [state.experiments[state.baselines[name]] for name in names if name in state.baselines]
     if len(experiments) < len(names) or not all(complete(e, config) for e in experiments):
         return ()
-    return tuple(baseline_stats(e.id, e.name, list(e.evaluations.values()), e.gate) for e in experiments)
+    stats = [baseline_stats(e.id, e.name, list(e.evaluations.values()), e.gate) for e in experiments]
+    return (replace(stats[0], known=known), *stats[1:])
 
 
 def unscored(state: RunState, config: Config) -> list[ExperimentState]:

@@ -9,22 +9,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from asiarch_hpc.errors import EvaluationError
-from asiarch_hpc.records import BaselineStats, Evaluation, GateReport, Score
+from asiarch_hpc.records import BaselineStats, Evaluation, GateReport, Score, SeedSpread
 
 LEAST_SEEDS = 3  # fewer give no usable standard deviation (design, truth rule 3)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SeedSpread:
-    """Standard deviation of one training run over seeds, pooled over all baselines.
-
-    Losses in nats per token, the benchmark as a share of questions, `freedom` in degrees of freedom.
-    """
-
-    loss: float
-    benchmark: float
-    bits_per_byte: float
-    freedom: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +101,8 @@ def checked_report(report: GateReport, name: str) -> GateReport:
 def seed_spread(baselines: Iterable[BaselineStats]) -> SeedSpread:
     """Pools the sample variances of the baselines, weighted by their degrees of freedom; each baseline counts once.
 
+    What was known before counts like a further baseline.
+
     Raises:
         EvaluationError: no baseline, or one with fewer than two seeds or a spread that is not finite.
     """
@@ -121,23 +110,30 @@ def seed_spread(baselines: Iterable[BaselineStats]) -> SeedSpread:
     if not distinct:
         raise EvaluationError("no baseline statistics: train the baselines before anything is compared with them")
     for stats in distinct.values():
-        spreads = (stats.loss_sd, stats.benchmark_sd, stats.bits_per_byte_sd)
-        if stats.seeds < 2 or not all(math.isfinite(sd) and sd >= 0.0 for sd in spreads):
+        own = (stats.loss_sd, stats.benchmark_sd, stats.bits_per_byte_sd)
+        if stats.seeds < 2 or not all(math.isfinite(sd) and sd >= 0.0 for sd in own):
             raise EvaluationError(
-                f"baseline {stats.name}: {stats.seeds} seeds with standard deviations {spreads}; "
+                f"baseline {stats.name}: {stats.seeds} seeds with standard deviations {own}; "
                 "expected at least two seeds and finite numbers"
             )
-    freedom = sum(b.seeds - 1 for b in distinct.values())
+    spreads = [spread_of(b) for b in distinct.values()] + [b.known for b in distinct.values() if b.known is not None]
+    freedom = sum(spread.freedom for spread in spreads)
 
     def pooled(field: str) -> float:
-        squares = (getattr(b, field) ** 2 * (b.seeds - 1) for b in distinct.values())
-        return math.sqrt(math.fsum(squares) / freedom)
+        return math.sqrt(math.fsum(getattr(spread, field) ** 2 * spread.freedom for spread in spreads) / freedom)
 
     return SeedSpread(
-        loss=pooled("loss_sd"),
-        benchmark=pooled("benchmark_sd"),
-        bits_per_byte=pooled("bits_per_byte_sd"),
-        freedom=freedom,
+        loss=pooled("loss"), benchmark=pooled("benchmark"), bits_per_byte=pooled("bits_per_byte"), freedom=freedom
+    )
+
+
+def spread_of(stats: BaselineStats) -> SeedSpread:
+    """The spread of one baseline's own seeds."""
+    return SeedSpread(
+        loss=stats.loss_sd,
+        benchmark=stats.benchmark_sd,
+        bits_per_byte=stats.bits_per_byte_sd,
+        freedom=stats.seeds - 1,
     )
 
 

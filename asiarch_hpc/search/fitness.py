@@ -19,8 +19,8 @@ from functools import cache
 
 from asiarch_hpc.config import FitnessConfig
 from asiarch_hpc.errors import EvaluationError
-from asiarch_hpc.records import BaselineStats, Evaluation, Judgement, Score
-from asiarch_hpc.search.baselines import SeedSpread, checked_evaluations, seed_spread
+from asiarch_hpc.records import BaselineStats, Evaluation, Judgement, Score, SeedSpread
+from asiarch_hpc.search.baselines import checked_evaluations, seed_spread
 
 LOWEST_GRADE, HIGHEST_GRADE = 1.0, 10.0  # the judge's scale
 GRID = 64  # points that stand for a normal distribution

@@ -109,6 +109,8 @@ def plan(population: Population, config: SearchConfig) -> Plan:
     """What can be done now. Asking twice changes nothing; only `begin`, `finish` and `built` change the state."""
     if population.generations == 0:
         return Plan(build_generation=0)
+    if not config.designs:
+        return Plan(done=True)
     end = _slots_in_use(population, config)
     all_closed = all(population.slot(slot).status in CLOSED for slot in range(end))
     last = batch_of(end - 1, config)

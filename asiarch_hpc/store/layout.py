@@ -150,6 +150,11 @@ class RunLayout:
         return self.root / "corpus.json"
 
     @property
+    def noise(self) -> Path:
+        """The spread over seeds that was measured by this run, or that it was given."""
+        return self.root / "noise.json"
+
+    @property
     def journal(self) -> Path:
         return self.root / "journal.jsonl"
 
