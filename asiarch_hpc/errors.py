@@ -37,6 +37,10 @@ class TrainingError(AsiarchError, RuntimeError):
     """A training stopped for a cause that belongs to the design or to its settings."""
 
 
+class PeerLostError(AsiarchError, RuntimeError):
+    """Another process of the same training is gone or does not answer; nothing is known of the design."""
+
+
 class EvaluationError(AsiarchError, RuntimeError):
     """An evaluation must not produce a score: wrong weights, untrained weights, absurd numbers."""
 

@@ -13,6 +13,8 @@ from asiarch_hpc.config import (
     from_dict,
     load_config,
     proposers,
+    ranks,
+    ranks_per_node,
     stage_of,
     to_dict,
     uses_agents,
@@ -112,7 +114,7 @@ def test_a_stage_inherits_what_it_does_not_set() -> None:
             "stages.verify.scale.dim=32",
             "stages.verify.promote.top=2",
             "stages.final.evaluation.questions=7",
-            "stages.final.train.gpus=8",
+            "stages.final.train.gpus=4",
             "scale.learning_rate=0.02",
             "stages.verify.scale.steps=40",
         ],
@@ -124,7 +126,7 @@ def test_a_stage_inherits_what_it_does_not_set() -> None:
     )  # fmt: skip
     assert (final.scale.dim, final.scale.steps, final.scale.learning_rate) == (16, 30, 0.02)
     assert (final.evaluation.questions, verify.evaluation.questions, config.evaluation.questions) == (7, 10, 10)
-    assert (final.executor.train.gpus, verify.executor.train.gpus) == (8, 0)
+    assert (final.executor.train.gpus, verify.executor.train.gpus) == (4, 0)
     assert at_stage(config, None) is config
     assert from_dict(to_dict(config), source="test") == config
     assert [stage_of(trial, config) for trial in ("final-s12", "smoke-s0", "finals-s0")] == ["final", None, None]
@@ -134,3 +136,27 @@ def test_a_stage_inherits_what_it_does_not_set() -> None:
 
 def test_stages_can_be_left_out() -> None:
     assert load_config("smoke", ["stages.verify.scale.dim=32", "stages={}"]).stages == {}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["scale.engine=fsdp"], "scale.engine='fsdp': auto, torch or deepspeed was expected"),
+        (["scale.zero_stage=3"], "scale.zero_stage=3: 0, 1 or 2"),
+        (["executor.train.gpus=2", "executor.train.ranks=2"], "either gpus or ranks"),
+        (["executor.train.gpus=3"], "scale.batch_size=4: a multiple of the 3 processes of executor.train"),
+        (["executor.train.nodes=2", "scale.engine=torch"], "trains with one process, executor.train asks for 2"),
+        (["executor.train.nodes=2", "executor.kind=local"], "nodes=2: 1 with executor.kind=local"),
+        (["stages.final.train.gpus=3"], "stages.final.scale.batch_size=4: a multiple of the 3 processes of stages.fin"),
+    ],
+)
+def test_processes_that_cannot_train_together(overrides: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config("smoke", overrides)
+
+
+def test_processes_of_a_training() -> None:
+    train = load_config("smoke", ["executor.train.nodes=2", "executor.train.gpus=2"]).executor.train
+    assert (ranks_per_node(train), ranks(train)) == (2, 4)
+    train = load_config("smoke", ["executor.train.ranks=2"]).executor.train
+    assert (ranks_per_node(train), ranks(train)) == (2, 2)

@@ -39,7 +39,7 @@ STORE_USERS = {"asiarch_hpc.store", "jobs", "asiarch_hpc.controller", "asiarch_h
 # Third-party packages that only some places may import, by prefix of the importing module.
 SOLE_USERS = {
     "submitit": ("asiarch_hpc.controller.local", "asiarch_hpc.controller.slurm", "jobs.entry"),
-    "deepspeed": ("asiarch_hpc.training.engine",),
+    "deepspeed": ("asiarch_hpc.training.deepspeed_engine",),
     "lm_eval": ("asiarch_hpc.evaluation",),
     "zarr": ("asiarch_hpc.store.curves",),
     "h5py": ("asiarch_hpc.training",),

@@ -19,6 +19,7 @@ from asiarch_hpc.config.loading import (
     to_dict,
     uses_agents,
 )
+from asiarch_hpc.config.processes import ranks, ranks_per_node
 from asiarch_hpc.config.schema import (
     BaselineConfig,
     Config,
@@ -68,6 +69,8 @@ __all__ = [
     "from_dict",
     "load_config",
     "proposers",
+    "ranks",
+    "ranks_per_node",
     "stage_of",
     "to_dict",
     "uses_agents",

@@ -18,6 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from asiarch_hpc.config.agents import ServerConfig
+from asiarch_hpc.config.processes import process_problems
 from asiarch_hpc.config.schema import Config, ScaleConfig
 from asiarch_hpc.config.stages import at_stage, resolve_stages, stage_problems
 from asiarch_hpc.errors import ConfigError
@@ -131,7 +132,7 @@ def check(config: Config) -> None:
         ),
     ]
     for where, staged in [("", config), *((f"stages.{name}.", at_stage(config, name)) for name in config.stages)]:
-        problems += _scale_problems(where, staged.scale)
+        problems += [*_scale_problems(where, staged.scale), *process_problems(where, staged)]
         _check_sizes(where, staged)
     for holds, message in problems:
         if not holds:

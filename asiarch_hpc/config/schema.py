@@ -58,6 +58,8 @@ class ScaleConfig:
     precision: str = "auto"  # auto (bf16 where the device has it) | fp32 | bf16
     device: str = "auto"  # auto | cpu | cuda
     compile: str = "auto"  # auto (on GPUs) | on | off; a design that cannot be compiled runs as it is
+    engine: str = "auto"  # auto (deepspeed where several processes train together) | torch | deepspeed
+    zero_stage: int = 0  # of DeepSpeed: what processes share out instead of keeping it all; 0 is the fastest
     prefetch: int = 2  # steps whose data are prepared while a GPU trains
     threads: int = 1  # CPU threads of a trial; 1 keeps results identical on every machine load
     seeds: list[int] = field(default_factory=lambda: [0])
@@ -230,13 +232,17 @@ class GateConfig:
 
 @dataclass
 class ResourceConfig:
-    """What one kind of job asks for; `slurm` holds further sbatch options (account, qos, constraint …)."""
+    """What one kind of job asks for; `slurm` holds further sbatch options (account, qos, constraint …).
+
+    A training runs one process a GPU, on each of `nodes` nodes; without GPUs, `ranks` processes a node.
+    """
 
     timeout_min: float = 30.0
-    cpus: int = 1
-    gpus: int = 0
-    memory_gb: float = 4.0
+    cpus: int = 1  # of each process
+    gpus: int = 0  # of each node
+    memory_gb: float = 4.0  # of each node
     nodes: int = 1
+    ranks: int = 0  # processes of a node without GPUs; 0: one
     max_jobs: int = 0  # of this kind at once; 0: as many as executor.max_jobs lets
     slurm: dict[str, Any] = field(default_factory=dict)
 
@@ -258,6 +264,7 @@ class ExecutorConfig:
     query_seconds: float = 60.0  # least time between two scheduler queries on Slurm
     array_limit: int = 1000  # tasks of one array; the cluster's MaxArraySize bounds it further
     signal_seconds: int = 90  # warning before a time limit
+    peer_seconds: float = 900.0  # that processes of one training wait for each other: compilation takes minutes
     lost_grace_seconds: float = 15.0  # wait for a result file after a job left the queue
     command_seconds: float = 30.0  # longest wait for one answer of Slurm
     kernel_cache: str = ""  # folder of compiled GPU kernels; empty: `kernels` beside the run

@@ -69,7 +69,7 @@ def save_weights(model: nn.Module, path: Path) -> str:
     Raises:
         StoreError: the file cannot be written.
     """
-    payload = _serialise({name: value.detach().cpu() for name, value in model.state_dict().items()})
+    payload = _serialise({name: _copy(value) for name, value in model.state_dict().items()})
     _write(path, payload)
     return hashlib.sha256(payload).hexdigest()
 
@@ -123,6 +123,11 @@ def _read(path: Path, identity: str) -> State:
 
 def _previous(path: Path) -> Path:
     return path.with_name(path.name + ".previous")
+
+
+def _copy(value: Tensor) -> Tensor:
+    """On the CPU in memory of its own: of a view, the file would hold all that it is a view of."""
+    return torch.empty_like(value, device="cpu", requires_grad=False).copy_(value.detach())
 
 
 def _serialise(state: Any) -> bytes:

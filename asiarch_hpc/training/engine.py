@@ -89,16 +89,7 @@ class TorchEngine:
         self._proven = not self._objective.compiled
         self._grad_clip = scale.grad_clip
         self._parameters = [p for p in model.parameters() if p.requires_grad]
-        first, second = scale.betas
-        self._optimizer = torch.optim.AdamW(
-            [
-                {"params": [p for p in self._parameters if p.ndim >= 2], "weight_decay": scale.weight_decay},
-                {"params": [p for p in self._parameters if p.ndim < 2], "weight_decay": 0.0},
-            ],
-            lr=scale.learning_rate,
-            betas=(first, second),
-            fused=all(p.is_floating_point() for p in self._parameters),  # complex ones have no fused form
-        )
+        self._optimizer = make_optimizer(model, scale)
 
     def _fitting_rows(self, scale: ScaleConfig) -> int:
         device = self._torch_device
@@ -167,6 +158,21 @@ class TorchEngine:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self._torch_device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self._torch_device)
+
+
+def make_optimizer(model: LanguageModel, scale: ScaleConfig) -> torch.optim.AdamW:
+    """AdamW that decays matrices alone, with the scale's settings; fused where all parameters are real."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    first, second = scale.betas
+    return torch.optim.AdamW(
+        [
+            {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": scale.weight_decay},
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ],
+        lr=scale.learning_rate,
+        betas=(first, second),
+        fused=all(p.is_floating_point() for p in parameters),  # complex ones have no fused form
+    )
 
 
 def choose_device(name: str, *, has_cuda: Callable[[], bool] = torch.cuda.is_available) -> torch.device:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
@@ -15,21 +16,24 @@ from typing import Literal
 import torch
 
 from asiarch_hpc.config import ScaleConfig
-from asiarch_hpc.errors import ConfigError
+from asiarch_hpc.errors import ConfigError, PeerLostError, StoreError
 from asiarch_hpc.records import Json
 from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import LanguageModel, build_model
 from asiarch_hpc.training.corpus import Corpus
 from asiarch_hpc.training.data import Batch, Batches
+from asiarch_hpc.training.deepspeed_engine import DeepSpeedEngine
 from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine, choose_device
 from asiarch_hpc.training.monitor import Monitor, Peers, TrainingStoppedError
 from asiarch_hpc.training.prefetch import Prefetcher
+from asiarch_hpc.training.world import World, is_lost_peer
 
 _FINAL_WINDOW = 10  # steps whose mean is the final loss: a single batch is too noisy to report
 # What may differ between the parts of an interrupted training.
 _NOT_DEFINING = (
     "device", "threads", "seeds", "checkpoint_seconds", "step_seconds_limit", "step_multiple_limit", "leak_stop",
     "loss_limit", "keep_weights", "micro_batch", "prefetch", "compile", "match", "memory_share", "memory_margin",
+    "engine", "zero_stage",
 )  # fmt: skip
 
 
@@ -39,7 +43,7 @@ class TrainOutcome:
 
     `final_loss` is the mean of the last ten steps. `weights_path` and `weights_sha256` are set when finished.
     `resumed` counts how often the training was continued from a checkpoint. `micro_batch` is the rows of one pass,
-    `compiled` whether the blocks ran compiled.
+    `compiled` whether the blocks ran compiled, `ranks` the processes, `engine` which one made the last part's steps.
     """
 
     status: Literal["finished", "interrupted"]
@@ -57,6 +61,8 @@ class TrainOutcome:
     resumed: int
     micro_batch: int
     compiled: bool
+    ranks: int
+    engine: str
 
 
 @dataclass
@@ -109,11 +115,13 @@ def train(
     should_stop: Callable[[], bool],
     clock: Callable[[], float],
     peers: Peers | None = None,
+    world: World | None = None,
 ) -> TrainOutcome:
-    """Trains a design, continuing from `checkpoint_path` where that holds a checkpoint of this very training.
+    """Trains a design, continuing from `checkpoint_path` where that holds a checkpoint of this very training, made by
+    any number of processes.
 
-    On the CPU with one thread, an interrupted and continued training gives bit-identical weights. The process's
-    number of threads is set to `scale.threads` meanwhile.
+    On the CPU with one thread, a training of one process, interrupted and continued, gives bit-identical weights. The
+    process's number of threads is set to `scale.threads` meanwhile.
 
     Args:
         source: text of the design.
@@ -126,20 +134,29 @@ def train(
             are written beside it as `<name>.weights`. `checkpoint.discard` removes it.
         on_metrics: gets one row a step: step (from 1), loss, learning_rate, gradient_norm, step_seconds, tokens
             (so far). Steps after the last checkpoint come again when a killed training is continued.
-        should_stop: asked before each step; True ends the training with a checkpoint.
+        should_stop: asked before each step; True in any process ends the training with a checkpoint.
         clock: seconds, monotonic.
         peers: how the reference baseline trained; see Monitor.
+        world: the processes that train together, each of which calls this function. Rank 0 alone writes files and
+            watches the numbers.
 
     Raises:
         TrainingStoppedError: with `cause`; the design cannot be built or run, or its numbers rule it out.
-        StoreError: checkpoint or weights cannot be written.
+        StoreError: checkpoint or weights cannot be written, or processes found different checkpoints.
+        PeerLostError: another process of the training is gone or silent.
     """
+    world = world or World()
+    engine_name = choose_engine(scale, world)
     gpus = range(torch.cuda.device_count()) if choose_device(scale.device).type == "cuda" else ()
-    with _threads(scale.threads), torch.random.fork_rng(devices=gpus):
+    with (
+        _threads(scale.threads),
+        torch.random.fork_rng(devices=gpus),
+        world.connected(choose_device(scale.device)) if engine_name == "deepspeed" else nullcontext(),
+    ):
         model = _build(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed)
         torch.manual_seed(seed)
         run = _Run(
-            engine=_engine(model, scale),
+            engine=_engine(model, scale, engine_name, world, seed),
             batches=Batches(
                 corpus.train,
                 length=scale.length,
@@ -151,6 +168,7 @@ def train(
             identity=_identity(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed),
             checkpoint_path=checkpoint_path,
             clock=clock,
+            world=world,
             monitor=Monitor(
                 loss_limit=scale.loss_limit,
                 step_seconds_limit=scale.step_seconds_limit,
@@ -161,7 +179,7 @@ def train(
         )
         finished = run.go(on_metrics, should_stop)
         weights_path = checkpoint_path.with_name(checkpoint_path.name + ".weights") if finished else None
-        digest = checkpoint.save_weights(model, weights_path) if weights_path else ""
+        digest = checkpoint.save_weights(model, weights_path) if weights_path and world.rank == 0 else ""
     progress = run.progress
     last = progress.last_losses
     return TrainOutcome(
@@ -180,6 +198,8 @@ def train(
         resumed=progress.resumed,
         micro_batch=run.engine.micro_batch,
         compiled=run.engine.compiled,
+        ranks=world.size,
+        engine=engine_name,
     )
 
 
@@ -195,6 +215,7 @@ class _Run:
         identity: str,
         checkpoint_path: Path,
         clock: Callable[[], float],
+        world: World,
         monitor: Monitor,
     ) -> None:
         self.engine = engine
@@ -204,6 +225,7 @@ class _Run:
         self._identity = identity
         self._path = checkpoint_path
         self._clock = clock
+        self._world = world
         self._monitor = monitor
 
     def go(self, on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]) -> bool:
@@ -212,22 +234,34 @@ class _Run:
         with self._source() as batches:
             return self._steps(batches, on_metrics, should_stop)
 
-    def _source(self) -> AbstractContextManager[Batches | Prefetcher]:
+    def _source(self) -> AbstractContextManager[Callable[[int], Batch]]:
         """Where batches come from: a GPU works on while the next ones are prepared."""
+        rank, world = self._world.rank, self._world.size
         if self.engine.device == "cpu":
-            return nullcontext(self._batches)
-        return Prefetcher(
-            self._batches, first=self.progress.step, stop=self._scale.steps, depth=self._scale.prefetch, pin=True
+            return nullcontext(functools.partial(self._batches.batch, rank=rank, world=world))
+        return _prefetching(
+            Prefetcher(
+                self._batches,
+                first=self.progress.step,
+                stop=self._scale.steps,
+                depth=self._scale.prefetch,
+                rank=rank,
+                world=world,
+                pin=True,
+            )
         )
 
     def _steps(
-        self, batches: Batches | Prefetcher, on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]
+        self, batch_of: Callable[[int], Batch], on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]
     ) -> bool:
         scale, progress = self._scale, self.progress
         saved_at = self._clock()
         while progress.step < scale.steps:
-            if should_stop():
+            stop, due = self._world.any(should_stop(), self._clock() - saved_at >= scale.checkpoint_seconds)
+            if stop or due:
                 self._save()
+                saved_at = self._clock()
+            if stop:
                 return False
             begun = self._clock()
             rate = learning_rate(
@@ -239,10 +273,12 @@ class _Run:
                 schedule=scale.schedule,
                 min_ratio=scale.min_lr_ratio,
             )
-            batch = batches.batch(progress.step)
+            batch = batch_of(progress.step)
             result = self._step(batch, rate)
             seconds = self._clock() - begun
-            self._count(result, batch.tokens, seconds)
+            self._count(result, batch.global_tokens, seconds)
+            if self._world.rank > 0:
+                continue
             on_metrics(
                 {
                     "step": progress.step,
@@ -254,9 +290,6 @@ class _Run:
                 }
             )
             self._monitor.check(progress.step, loss=result.loss, gradient_norm=result.gradient_norm, seconds=seconds)
-            if self._clock() - saved_at >= scale.checkpoint_seconds:
-                self._save()
-                saved_at = self._clock()
         self._save()
         return True
 
@@ -264,6 +297,8 @@ class _Run:
         try:
             return self.engine.step(batch, rate)
         except (Exception, SystemExit) as error:  # the design's code may do anything
+            if self._world.size > 1 and is_lost_peer(error):
+                raise PeerLostError(f"step {self.progress.step + 1}: {error}") from error
             raise TrainingStoppedError(
                 "design_error", f"step {self.progress.step + 1}: {type(error).__name__}: {error}{_own_frames(error)}"
             ) from error
@@ -279,10 +314,17 @@ class _Run:
 
     def _save(self) -> None:
         state = {"identity": self._identity, "progress": asdict(self.progress), "engine": self.engine.state()}
-        checkpoint.save(state, self._path)
+        if self._world.rank == 0:
+            checkpoint.save(state, self._path)
 
     def _resume(self) -> None:
         state = checkpoint.load(self._path, identity=self._identity)
+        step = state["progress"]["step"] if state is not None else -1
+        if (found := self._world.least(step, -step)) != (step, -step):
+            raise StoreError(
+                f"{self._path}: this process found the checkpoint of step {step}, others those of steps {found[0]:g} "
+                f"to {-found[1]:g} (-1: none); one file for all was expected: is this file system shared by all nodes?"
+            )
         if state is None:
             return
         self.engine.restore(state["engine"])
@@ -300,10 +342,23 @@ def _build(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, depth: 
         ) from error
 
 
-def _engine(model: LanguageModel, scale: ScaleConfig) -> Engine:
+def choose_engine(scale: ScaleConfig, world: World) -> str:
+    """`torch` or `deepspeed`; `auto` takes DeepSpeed for several processes.
+
+    Raises:
+        ConfigError: the plain engine cannot train with several processes.
+    """
+    if scale.engine == "auto":
+        return "deepspeed" if world.size > 1 else "torch"
+    if scale.engine == "torch" and world.size > 1:
+        raise ConfigError(f"scale.engine=torch: one process was expected, not {world.size}; use auto or deepspeed")
+    return scale.engine
+
+
+def _engine(model: LanguageModel, scale: ScaleConfig, name: str, world: World, seed: int) -> Engine:
     try:
-        return TorchEngine(model, scale)
-    except (ConfigError, TrainingStoppedError):
+        return DeepSpeedEngine(model, scale, world, seed=seed) if name == "deepspeed" else TorchEngine(model, scale)
+    except (ConfigError, TrainingStoppedError, PeerLostError):
         raise
     except (Exception, SystemExit) as error:  # it runs the design to measure its memory
         raise TrainingStoppedError(
@@ -322,6 +377,12 @@ def _identity(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, dept
     settings = {name: value for name, value in asdict(scale).items() if name not in _NOT_DEFINING}
     defining = [source, corpus.key, settings, dim, depth, seed]
     return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@contextmanager
+def _prefetching(prefetcher: Prefetcher) -> Iterator[Callable[[int], Batch]]:
+    with prefetcher:
+        yield prefetcher.batch
 
 
 @contextmanager

@@ -60,7 +60,14 @@ def find_micro_batch(measure: Callable[[int], float], *, rows: int, budget_bytes
 
 
 def fit_micro_batch(
-    run_pass: Callable[[int], None], model: nn.Module, *, rows: int, device: torch.device, share: float, margin: float
+    run_pass: Callable[[int], None],
+    model: nn.Module,
+    *,
+    rows: int,
+    device: torch.device,
+    share: float,
+    margin: float,
+    held_bytes: int = 0,
 ) -> int:
     """Rows that `device` takes at once in a training of `model`; `rows` on a CPU, where nothing is measured.
 
@@ -74,6 +81,7 @@ def fit_micro_batch(
         rows: of a whole step on this device.
         share: of the device's memory that is free, or this process's already, that the training may take.
         margin: see `find_micro_batch`.
+        held_bytes: what the engine will hold beside gradients and moments.
 
     Raises:
         TrainingStoppedError: `out_of_memory`, not even one row fits.
@@ -89,7 +97,7 @@ def fit_micro_batch(
         measure = _peak_bytes(run_pass, device)
         _empty(device)
         free, _ = torch.cuda.mem_get_info(device)
-        budget = (free + torch.cuda.memory_reserved(device)) * share - moments
+        budget = (free + torch.cuda.memory_reserved(device)) * share - moments - held_bytes
         return find_micro_batch(measure, rows=rows, budget_bytes=budget, margin=margin)
 
 

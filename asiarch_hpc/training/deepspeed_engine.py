@@ -1,0 +1,259 @@
+"""The same optimiser steps on several devices at once, by DeepSpeed's ZeRO (Rajbhandari et al. 2020, arXiv 1910.02054).
+
+Each process computes its share of the rows. Weights, gradients, their sum over processes and AdamW are fp32, and passes
+run under autocast as in `TorchEngine`, so both engines do the same arithmetic up to the order of sums.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from asiarch_hpc.config import ScaleConfig
+from asiarch_hpc.training.backbone import LanguageModel
+from asiarch_hpc.training.checkpoint import State
+from asiarch_hpc.training.data import Batch
+from asiarch_hpc.training.engine import StepResult, choose_device, make_optimizer
+from asiarch_hpc.training.micro_batch import fit_micro_batch, trial_pass
+from asiarch_hpc.training.monitor import TrainingStoppedError
+from asiarch_hpc.training.objective import Objective
+from asiarch_hpc.training.world import World, is_lost_peer
+from asiarch_hpc.training.zero_state import gather_moments, place_moments
+
+_BUFFER_BYTES = 3 * 4  # a parameter's, at most: bucket of gradients, its flat copy, fp32 master weight
+
+
+class DeepSpeedEngine:
+    """One of several processes that step together; each must call the same methods in the same order.
+
+    Args:
+        model: on the CPU in fp32, equal in all processes; moved to this process's device in place.
+        scale: optimiser settings, `device`, `precision` and `zero_stage`. Stage 0 keeps everything on each device,
+            1 shares out the optimiser's state, 2 the gradients as well.
+        world: the processes, connected.
+        seed: of dropout and the like, which also depends on the step and the rank.
+
+    Raises:
+        ConfigError: the device or precision asked for does not exist here.
+        TrainingStoppedError: `out_of_memory`, the device cannot take one row; `design_error`, complex parameters.
+    """
+
+    def __init__(self, model: LanguageModel, scale: ScaleConfig, world: World, *, seed: int) -> None:
+        if not all(p.is_floating_point() for p in model.parameters()):
+            raise TrainingStoppedError(
+                "design_error",
+                "the design has complex parameters, which cannot be trained on several devices; keep real and "
+                "imaginary parts as real parameters",
+            )
+        self._torch_device = choose_device(scale.device)
+        self.device = torch.cuda.get_device_name() if self._torch_device.type == "cuda" else "cpu"
+        self._model = model.to(self._torch_device).train()
+        self._scale = scale
+        self._world = world
+        self._seed = seed
+        self._objective = Objective(model, scale, self._torch_device)
+        self.precision = self._objective.precision
+        self.micro_batch = scale.micro_batch or self._fitting_rows()
+        self._objective.compile()
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._optimizer = make_optimizer(model, scale)
+        # DeepSpeed takes groups apart; checkpoints have them as `TorchEngine` does.
+        self._groups = self._optimizer.state_dict()["param_groups"]
+        self._numbers = {id(p): i for i, p in enumerate(p for g in self._optimizer.param_groups for p in g["params"])}
+        self._restored: State | None = None
+        self._steps = 0
+        self._engine: Any = None
+
+    @property
+    def compiled(self) -> bool:
+        """Whether the blocks run compiled."""
+        return self._objective.compiled
+
+    def step(self, batch: Batch, learning_rate: float) -> StepResult:
+        if self._engine is None:
+            self._start(batch)
+        torch.manual_seed(_stream(self._seed, self._steps, self._world.rank))
+        nats = self._world.add(self._gradients(batch))
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss, norm = self._update_whole(nats) if self._scale.zero_stage == 0 else self._update_parts(nats)
+        self._steps += math.isfinite(loss) and math.isfinite(norm)
+        return StepResult(loss=loss, gradient_norm=norm)
+
+    def _gradients(self, batch: Batch) -> Tensor:
+        """Accumulates the gradient of the step's loss over micro-batches and processes; this process's part of the
+        loss in nats per token."""
+        total = torch.zeros((), device=self._torch_device)
+        rows, size = len(batch.inputs), self.micro_batch
+        on_device = self._on_device(batch)
+        for begin in range(0, rows, size):
+            part = [tensor[begin : begin + size] for tensor in on_device]
+            self._engine.set_gradient_accumulation_boundary(begin + size >= rows)
+            share = len(part[0]) / (rows * self._world.size)
+            loss, nats = self._engine(*part, tokens=batch.global_tokens, share=share)
+            self._engine.backward(loss, scale_wrt_gas=False)
+            total += nats
+        return total
+
+    def _on_device(self, batch: Batch) -> tuple[Tensor, ...]:
+        """Inputs, targets and documents."""
+        tensors = (batch.inputs, batch.targets, batch.documents)
+        return tuple(tensor.to(self._torch_device, non_blocking=True) for tensor in tensors)
+
+    def _update_whole(self, nats: Tensor) -> tuple[float, float]:
+        """Stage 0: gradients are whole and summed up on each device; clipped as in `TorchEngine`."""
+        norm = nn.utils.clip_grad_norm_(self._parameters, self._scale.grad_clip)
+        loss, size = torch.stack((nats, norm.float())).tolist()
+        if math.isfinite(loss) and math.isfinite(size):
+            self._engine.step()
+        else:
+            self._engine.zero_grad()
+        return loss, size
+
+    def _update_parts(self, nats: Tensor) -> tuple[float, float]:
+        """Stages 1 and 2: DeepSpeed clips by the norm over all processes, and skips a step whose norm is not finite."""
+        loss = float(nats)
+        if not math.isfinite(loss):
+            for gradients in self._engine.optimizer.averaged_gradients.values():
+                for gradient in gradients:
+                    gradient.fill_(math.nan)
+        self._engine.step()
+        return loss, float(self._engine.get_global_grad_norm())
+
+    def state(self) -> State:
+        """As `TorchEngine.state`, whatever the stage and the number of processes; empty on all ranks but 0."""
+        if self._restored is not None:
+            moments = self._restored["optimizer"]["state"]
+        elif self._engine is not None and self._scale.zero_stage > 0:
+            moments = gather_moments(self._engine.optimizer, self._numbers, self._world)
+        else:
+            moments = self._optimizer.state_dict()["state"]
+        if self._world.rank > 0:
+            return {}
+        cuda = self._torch_device.type == "cuda"
+        return {
+            "model": self._model.state_dict(),
+            "optimizer": {"state": moments, "param_groups": self._groups},
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self._torch_device) if cuda else None,
+        }
+
+    def restore(self, state: State) -> None:
+        assert self._engine is None, "a step was made already"
+        self._model.load_state_dict(state["model"])
+        self._restored = state
+        moments = state["optimizer"]["state"].values()
+        self._steps = max((int(moment["step"]) for moment in moments), default=0)
+
+    def _start(self, batch: Batch) -> None:
+        """Hands model and optimiser to DeepSpeed, once the blocks are known to compile: its hooks exchange gradients,
+        and a pass that fails half-way in one process would leave the others waiting."""
+        if self._objective.compiled:
+            self._prove(batch)
+        stage = self._scale.zero_stage
+        if self._restored is not None and stage == 0:
+            self._optimizer.load_state_dict(self._restored["optimizer"])
+        elements = sum(p.numel() for p in self._parameters)
+        deepspeed = _load_deepspeed(self._torch_device.type)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about how DeepSpeed uses torch: nothing that a user could change
+            self._engine, *_ = deepspeed.initialize(
+                model=_Pass(self._model, self._objective),
+                optimizer=self._optimizer,
+                config=_settings(stage, self._scale.grad_clip, elements),
+                dist_init_required=False,
+            )
+        if self._restored is not None and stage > 0:
+            place_moments(self._engine.optimizer, self._numbers, self._restored["optimizer"]["state"], self._world)
+        self._restored = None
+
+    def _prove(self, batch: Batch) -> None:
+        failure: Exception | None = None
+        inputs, targets, documents = (tensor[: self.micro_batch] for tensor in self._on_device(batch))
+        try:
+            loss, _ = self._objective.loss(inputs, targets, tokens=batch.global_tokens, share=1.0, documents=documents)
+            loss.backward()  # type: ignore[no-untyped-call]
+        except Exception as error:
+            if isinstance(error, torch.cuda.OutOfMemoryError) or is_lost_peer(error):
+                raise
+            failure = error
+        self._model.zero_grad(set_to_none=True)
+        (failed,) = self._world.any(failure is not None)
+        if failed:
+            self._objective.fall_back(failure or RuntimeError("compilation failed in another process"))
+
+    def _fitting_rows(self) -> int:
+        """Rows of a pass that every process can take."""
+        scale, device = self._scale, self._torch_device
+        rows = fit_micro_batch(
+            trial_pass(self._objective, length=scale.length, vocab=self._model.vocab, device=device),
+            self._model,
+            rows=scale.batch_size // self._world.size,
+            device=device,
+            share=scale.memory_share,
+            margin=scale.memory_margin,
+            held_bytes=sum(p.numel() for p in self._model.parameters()) * _BUFFER_BYTES,
+        )
+        (least,) = self._world.least(rows)
+        return int(least)
+
+
+class _Pass(nn.Module):
+    """The objective as a module, which is what DeepSpeed takes."""
+
+    def __init__(self, model: LanguageModel, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self._objective = objective
+
+    def forward(
+        self, inputs: Tensor, targets: Tensor, documents: Tensor, *, tokens: int, share: float
+    ) -> tuple[Tensor, Tensor]:
+        return self._objective.loss(inputs, targets, tokens=tokens, share=share, documents=documents)
+
+
+def _settings(stage: int, grad_clip: float, elements: int) -> dict[str, Any]:
+    """DeepSpeed's configuration; `elements` is the number of parameters, which makes one bucket."""
+    bucket = elements + elements % 2
+    return {
+        "train_micro_batch_size_per_gpu": 1,  # unused, but must be given
+        "gradient_accumulation_steps": 1,  # likewise: the engine says where a step ends
+        "gradient_allreduce_op": "sum",  # losses are divided by the tokens of all processes already
+        "gradient_clipping": grad_clip if stage else 0.0,  # in stage 0 the engine clips
+        "communication_data_type": "fp32",
+        "zero_allow_untested_optimizer": True,
+        "zero_optimization": {
+            "stage": stage,
+            "contiguous_gradients": True,
+            "overlap_comm": False,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+            "parameter_alignment": True,  # compiled blocks count on aligned parameters
+        },
+    }
+
+
+def _load_deepspeed(device: str) -> Any:
+    """DeepSpeed, which looks at the machine when it is imported."""
+    os.environ.setdefault("DS_ACCELERATOR", device)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)  # DeepSpeed's calls
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+
+    if device == "cpu":
+        # It would compile an operation for shared memory with a C++ compiler; gloo does the same work.
+        sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
+    return deepspeed
+
+
+def _stream(seed: int, step: int, rank: int) -> int:
+    """Seed of what is random in one step of one process."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{step}/{rank}".encode()).digest()[:8]) >> 1

@@ -1,0 +1,189 @@
+"""Several processes, by DeepSpeed on gloo, against the plain engine: the same losses, whatever is shared out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+from ranks import run_ranks
+
+from asiarch_hpc.config import ScaleConfig
+from asiarch_hpc.errors import ConfigError
+from asiarch_hpc.records import Json
+from asiarch_hpc.training import checkpoint
+from asiarch_hpc.training.backbone import LanguageModel, build_model
+from asiarch_hpc.training.corpus import Corpus
+from asiarch_hpc.training.data import IGNORED, Batch
+from asiarch_hpc.training.deepspeed_engine import DeepSpeedEngine
+from asiarch_hpc.training.engine import TorchEngine
+from asiarch_hpc.training.loop import train
+from asiarch_hpc.training.world import World
+
+TOLERANCE = 2e-5  # nats, of losses of about 5
+
+
+@pytest.fixture
+def plain_source(source: str) -> str:
+    """Without dropout, whose random numbers differ between processes."""
+    return source.replace("nn.Dropout(0.1)", "nn.Dropout(0.0)")
+
+
+Part = Callable[..., Callable[[World], Json]]
+
+
+@pytest.fixture
+def part(plain_source: str, corpus: Corpus, tmp_path: Path) -> Part:
+    """A training, or a part of it, as a function of its place among the processes."""
+
+    def make(
+        scale: ScaleConfig, name: str, *, stop_at: int = 10**9, text: str = plain_source
+    ) -> Callable[[World], Json]:
+        def go(world: World) -> Json:
+            rows: list[Json] = []
+            asked = itertools.count()
+            outcome = train(
+                text,
+                scale=scale,
+                dim=16,
+                depth=2,
+                corpus=corpus,
+                seed=0,
+                checkpoint_path=tmp_path / name,
+                on_metrics=rows.append,
+                # Only the last rank is told to stop.
+                should_stop=lambda: next(asked) >= stop_at and world.rank == world.size - 1,
+                clock=time.monotonic,
+                world=world,
+            )
+            return {
+                "losses": [row["loss"] for row in rows],
+                "norms": [row["gradient_norm"] for row in rows],
+                "status": outcome.status,
+                "steps": outcome.steps,
+                "tokens": outcome.tokens,
+                "ranks": outcome.ranks,
+                "sha": outcome.weights_sha256,
+            }
+
+        return go
+
+    return make
+
+
+@pytest.fixture
+def whole(part: Part, scale: ScaleConfig) -> Json:
+    """The plain engine's training."""
+    return part(scale, "whole")(World())
+
+
+def weights(path: Path) -> torch.Tensor:
+    state, _ = checkpoint.load_weights(path.with_name(path.name + ".weights"))
+    return torch.cat([value.flatten() for value in state.values()])
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+def test_two_processes_train_as_one(part: Part, scale: ScaleConfig, whole: Json, tmp_path: Path, stage: int) -> None:
+    scale = replace(scale, zero_stage=stage, micro_batch=1 if stage else 0)
+    first, second = run_ranks(2, part(scale, "shared"), tmp_path)
+    assert first["losses"] == pytest.approx(whole["losses"], abs=TOLERANCE)
+    assert first["norms"] == pytest.approx(whole["norms"], rel=1e-3)
+    assert (first["tokens"], first["ranks"], first["status"]) == (whole["tokens"], 2, "finished")
+    assert second["losses"] == []
+    torch.testing.assert_close(weights(tmp_path / "shared"), weights(tmp_path / "whole"), atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, None), (None, 2), (2, 0)])
+def test_a_training_resumes_on_another_number_of_processes(
+    part: Part, scale: ScaleConfig, whole: Json, tmp_path: Path, before: int | None, after: int | None
+) -> None:
+    """Stages of ZeRO with two processes; None is the plain engine alone."""
+
+    def run(stage: int | None, **words: int) -> Json:
+        changed = replace(scale, zero_stage=stage or 0)
+        if stage is None:
+            return part(changed, "shared", **words)(World())
+        answer: Json = run_ranks(2, part(changed, "shared", **words), tmp_path)[0]
+        return answer
+
+    begun = run(before, stop_at=11)
+    assert (begun["status"], begun["steps"]) == ("interrupted", 11)
+    ended = run(after)
+    assert (ended["status"], ended["steps"], ended["tokens"]) == ("finished", 30, whole["tokens"])
+    assert begun["losses"] + ended["losses"] == pytest.approx(whole["losses"], abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_ranks_with_different_numbers_of_tokens_and_a_step_that_is_not_finite(
+    plain_source: str, scale: ScaleConfig, tmp_path: Path, stage: int
+) -> None:
+    scale = replace(scale, length=8, zero_stage=stage, micro_batch=1)
+
+    def model() -> LanguageModel:
+        return build_model(plain_source, vocab=30, scale=scale, dim=16, depth=1, seed=0)
+
+    def batch(world: World) -> Batch:
+        """Four rows, of which the last two have one prediction each."""
+        ids = torch.randint(0, 30, (4, 9), generator=torch.Generator().manual_seed(0))
+        targets = ids[:, 1:].clone()
+        targets[2:, 1:] = IGNORED
+        share = 4 // world.size
+        rows = slice(world.rank * share, (world.rank + 1) * share)
+        tokens = int((targets[rows] != IGNORED).sum())
+        return Batch(ids[rows, :-1], targets[rows], tokens, torch.zeros(share, 8, dtype=torch.int32), 18)
+
+    def steps(world: World) -> Json:
+        poisoned = model()
+        with world.connected(torch.device("cpu")):
+            engine = DeepSpeedEngine(poisoned, scale, world, seed=0)
+            good = [asdict(engine.step(batch(world), 1e-2)) for _ in range(3)]
+            before = [p.detach().clone() for p in poisoned.parameters()]
+            hook = poisoned.embedding.register_forward_hook(lambda *_: _[2] * (math.nan if world.rank == 1 else 1.0))
+            bad = engine.step(batch(world), 1e-2)
+            kept = all(torch.equal(p, old) for p, old in zip(poisoned.parameters(), before, strict=True))
+            hook.remove()
+            return {"good": [*good, asdict(engine.step(batch(world), 1e-2))], "bad": bad.loss, "kept": kept}
+
+    plain = TorchEngine(model(), scale)
+    expected = [plain.step(batch(World()), 1e-2) for _ in range(4)]
+    for answer in run_ranks(2, steps, tmp_path):
+        assert math.isnan(answer["bad"])
+        assert answer["kept"]
+        for found, wanted in zip(answer["good"], expected, strict=True):
+            assert found["loss"] == pytest.approx(wanted.loss, abs=TOLERANCE)
+            assert found["gradient_norm"] == pytest.approx(wanted.gradient_norm, rel=1e-4)
+
+
+def test_dropout_differs_between_ranks_and_a_resumed_training_draws_the_same(
+    part: Part, source: str, scale: ScaleConfig, tmp_path: Path
+) -> None:
+    unbroken = run_ranks(2, part(scale, "unbroken", text=source), tmp_path)[0]
+    begun = run_ranks(2, part(scale, "broken", text=source, stop_at=5), tmp_path)[0]
+    ended = run_ranks(2, part(scale, "broken", text=source), tmp_path)[0]
+    assert begun["losses"] + ended["losses"] == unbroken["losses"]
+
+
+def test_a_process_that_dies_ends_the_others(part: Part, scale: ScaleConfig, tmp_path: Path) -> None:
+    go = part(replace(scale, steps=100_000), "endless")
+
+    def run(world: World) -> Json:
+        if world.rank == 1:
+            threading.Timer(8.0, os.kill, (os.getpid(), signal.SIGKILL)).start()
+        return go(world)
+
+    answer, dead = run_ranks(2, run, tmp_path)
+    assert dead is None
+    assert answer.startswith("PeerLostError: ")
+
+
+def test_the_plain_engine_takes_no_several_processes(part: Part, scale: ScaleConfig) -> None:
+    with pytest.raises(ConfigError, match="one process was expected, not 2"):
+        part(replace(scale, engine="torch"), "none")(World(rank=1, size=2, port=1))
