@@ -249,6 +249,17 @@ def _print_board(state: RunState, config: Config) -> None:
     if stopped := progress.stopped_early(state):
         print(f"stopped early, without a score: {len(stopped)}")
         print("\n".join(f"  {view.printable(line)}" for line in stopped))
+    for name, stage in ((name, state.stages.get(name)) for name in config.stages):
+        if stage is not None and stage.scores:
+            board = leaderboard(
+                progress.stage_rows(name, state),
+                reference=stage.stats[0],
+                baselines=stage.stats,
+                noise_factor=config.fitness.noise_factor,
+                width=width,
+                title=f"leaderboard of stage {name} ({config.stages[name].scale.steps} steps)",
+            )
+            view.print_to(sys.stdout, board)
     if uses_agents(config):
         view.print_to(sys.stdout, side_by_side(proposer_rows(state)))
 

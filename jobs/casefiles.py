@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from asiarch_hpc.agents.casefile import CaseFile, Lesson, Standard
+from asiarch_hpc.config import stage_of
 from asiarch_hpc.designs.compose import compose
 from asiarch_hpc.designs.hashing import design_id
 from asiarch_hpc.designs.seeds import seed_tree
@@ -120,8 +121,9 @@ class CaseFiles:
                 yield from_json(Evaluation, read_json(trial.evaluation), source=str(trial.evaluation))
 
     def _trials(self, folder: ExperimentLayout) -> list[TrialLayout]:
+        """Those of exploration; what is written about a design does not depend on whether it went on."""
         names = sorted(path.name for path in folder.trials.iterdir()) if folder.trials.is_dir() else []
-        return [folder.trial(name) for name in names]
+        return [folder.trial(name) for name in names if stage_of(name, self.space.config) is None]
 
     def _curve(self, folder: ExperimentLayout) -> list[tuple[int, float]]:
         """Training loss of the first trial that has a curve."""

@@ -61,14 +61,14 @@ def run(attempt: Attempt, arguments: Json) -> Json:
         FailedTrialError: the design failed; `failure.json` says how.
         StoppedError: told to stop; the checkpoint is written.
     """
-    space = Workspace.of(attempt.layout).at(arguments.get("stage"))
+    space = Workspace.of(attempt.layout).at(arguments.get("scale"))
     identifier, name, seed = arguments["experiment"], arguments["trial"], arguments["seed"]
     trial = attempt.layout.experiment(identifier).trial(name)
     trial.root.mkdir(parents=True, exist_ok=True)
     _, source = space.design(identifier)
     gate = space.gate_report(identifier)
     try:
-        if arguments.get("stage") is not None:
+        if arguments.get("scale") is not None:
             gate = _resized(space, source, gate, arguments.get("match"))
         print(f"attempt {attempt.token} at {identifier} {name}: dim {gate.dim}, depth {gate.depth}")
         beside = peers(space, identifier, name, arguments.get("reference"))

@@ -9,8 +9,8 @@ from asiarch_hpc.config.agents import (
     ServerConfig,
 )
 from asiarch_hpc.config.loading import (
-    CARRIED_OUT_BY,
     CONFIGS,
+    carried_out_by,
     check,
     differences,
     from_dict,
@@ -40,7 +40,6 @@ from asiarch_hpc.config.schema import (
 from asiarch_hpc.config.stages import at_stage, stage_of
 
 __all__ = [
-    "CARRIED_OUT_BY",
     "CONFIGS",
     "AgentsConfig",
     "BaselineConfig",
@@ -64,6 +63,7 @@ __all__ = [
     "ServerConfig",
     "StageConfig",
     "at_stage",
+    "carried_out_by",
     "check",
     "differences",
     "from_dict",

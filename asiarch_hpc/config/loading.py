@@ -11,6 +11,7 @@ import re
 import typing
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,6 +87,11 @@ def from_dict(data: dict[str, Any], *, source: str) -> Config:
 def to_dict(config: Config) -> dict[str, Any]:
     """The JSON form of a configuration."""
     return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.structured(config), resolve=True))
+
+
+def carried_out_by(key: str) -> bool:
+    """Whether a dotted key says how a run is carried out, so that it may change when the run is resumed."""
+    return any(fnmatchcase(key, end) for pattern in CARRIED_OUT_BY for end in (pattern, f"{pattern}.*"))
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

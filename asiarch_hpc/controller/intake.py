@@ -126,7 +126,7 @@ def _intake(layout: RunLayout, state: RunState, path: Path, message: dict[str, A
 
 def failed(busy: Busy, cause: str, message: str, *, stage: str, event: str = "failed") -> Event:
     """The event of work that must not be tried again."""
-    place = {name: busy.work[name] for name in ("slot", "attempt", "experiment", "trial")}
+    place = {name: busy.work.get(name) for name in ("slot", "attempt", "experiment", "trial", "scale")}
     return {"event": event, "key": busy.key, "stage": stage, "cause": cause, "message": message[:4000], **place}
 
 
@@ -146,9 +146,11 @@ def _result(busy: Busy, message: dict[str, Any]) -> Event:
             "key": busy.key,
             "experiment": busy.work["experiment"],
             "trial": busy.work["trial"],
+            "scale": busy.work.get("scale"),
             "evaluation": payload["evaluation"],
             "seconds": message["seconds"],
             "tokens_per_second": payload.get("trial", {}).get("tokens_per_second"),
+            "parameters": payload.get("trial", {}).get("parameters"),
         }
     slots = {"slot": busy.work["slot"], "attempt": busy.work["attempt"]}
     if payload["duplicate"]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from asiarch_hpc.controller.view import printable
 from asiarch_hpc.records import BaselineStats, Role, Score
-from asiarch_hpc.search.baselines import loss_difference
+from asiarch_hpc.search.baselines import Difference, loss_difference
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -39,16 +39,17 @@ def leaderboard(
     noise_factor: float = 2.8,
     top: int = 10,
     width: int = 120,
+    title: str = "leaderboard",
 ) -> RenderableType:
-    """The best `top` candidates by fitness, and all baselines, ranked together."""
+    """The best `top` candidates by fitness, and all baselines, ranked together; all of one scale."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
     kept = _kept(rows, top)
     if not kept:
-        return Text("no scored design yet", overflow="fold")
-    table = Table(title=Text("leaderboard"), title_justify="left", box=None, padding=(0, 1, 0, 0))
+        return Text(f"{title}: no scored design yet", overflow="fold")
+    table = Table(title=Text(printable(title)), title_justify="left", box=None, padding=(0, 1, 0, 0))
     columns = _columns(width)
     for column in columns:
         folds = width < NARROW or column == "name"
@@ -122,11 +123,8 @@ def _notes(
     """What a reader must know to take the table for what it is."""
     if reference is None:
         return ["no baseline statistics: these numbers cannot be compared with anything"]
-    verdicts = [
-        loss_difference(row.score, row.runs, reference, baselines, factor).verdict
-        for _, row in kept
-        if row.role == "candidate"
-    ]
+    chosen = [row for _, row in kept if row.role == "candidate"]
+    differences = [loss_difference(row.score, row.runs, reference, baselines, factor) for row in chosen]
     candidates = sum(row.role == "candidate" for row in rows)
     notes = [
         f"* baseline. Δ loss is against {reference.name}, with one standard deviation from the baselines' seeds; less "
@@ -139,8 +137,10 @@ def _notes(
         )
     if discarded := sum(row.score.discarded is not None for row in rows):
         notes.append(f"Discarded as leaks, and without a rank: {discarded}.")
-    if verdicts and "better" not in verdicts:
+    if differences and all(found.verdict != "better" for found in differences):
         notes.insert(0, f"No design shown here has a loss below {reference.name}'s by more than the noise.")
+    if differences:
+        notes.insert(0, _test_of_the_best(chosen[0], differences[0], reference, factor))
     sources = sorted({row.score.judgement.source for row in rows})
     if sources == ["rule"]:
         notes.append("The judge's third of the fitness comes from a rule on speed and size, not from a language model.")
@@ -150,6 +150,20 @@ def _notes(
             "the baselines; assessment.json has the spread."
         )
     return notes
+
+
+def _test_of_the_best(row: LeaderRow, found: Difference, reference: BaselineStats, factor: float) -> str:
+    """Whether the first design's loss differs from the reference's by more than training noise."""
+    words = {
+        "better": f"better than {reference.name} beyond noise",
+        "worse": f"worse than {reference.name} beyond noise",
+        "within noise": f"no better and no worse than {reference.name} within noise",
+    }
+    return (
+        f"The first design, {row.name}, has a loss of {found.value:+.4f} against {reference.name}: t = {found.t:.2f}, "
+        f"{found.freedom} degrees of freedom ({row.runs} training{'s' if row.runs > 1 else ''} against "
+        f"{reference.seeds}; noise is |t| up to {factor:g}): {words.get(found.verdict, found.verdict)}."
+    )
 
 
 def _thousands(number: int) -> str:

@@ -6,7 +6,6 @@ that a later controller finds out from the scheduler what its predecessor did no
 
 from __future__ import annotations
 
-import contextlib
 import shutil
 import time
 from collections import Counter
@@ -15,16 +14,13 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from asiarch_hpc.config import Config, ResourceConfig, uses_agents
-from asiarch_hpc.controller import intake, job_files, scoring, services, works
-from asiarch_hpc.controller.noise import known_spread
+from asiarch_hpc.config import Config, ResourceConfig, at_stage
+from asiarch_hpc.controller import conclusions, intake, job_files, services, stages, works
 from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, Scheduler
 from asiarch_hpc.controller.state import Busy, Event, RunState, WorkSpec
-from asiarch_hpc.errors import AsiarchError, EvaluationError, RecordError, SchedulerError, StoreError, TrainingError
-from asiarch_hpc.records import Assessment, Generation, from_json, to_json
-from asiarch_hpc.search import population
-from asiarch_hpc.search.population import Population
-from asiarch_hpc.store.files import move_aside, read_json, write_bytes, write_json
+from asiarch_hpc.controller.trials import all_baselines
+from asiarch_hpc.errors import AsiarchError, SchedulerError, StoreError, TrainingError
+from asiarch_hpc.store.files import write_bytes, write_json
 from asiarch_hpc.store.journal import Journal
 from asiarch_hpc.store.layout import RunLayout
 from asiarch_hpc.store.lease import Lease
@@ -78,15 +74,14 @@ class Controller:
         known = self._query()
         self._take_in()
         self._reconcile(known)
-        self._score()
-        self._build_generation()
+        conclusions.conclude(self.layout, self.state, self.config, self.record)
         self._hand_over()
         self._submit()
 
     def done(self) -> str | None:
         """Why the run is over, or None."""
-        search, state = self.config.search, self.state
-        for name in works.baseline_names(self.config):
+        state = self.state
+        for name in all_baselines(self.config):
             identifier = state.baselines.get(name)
             broken = state.experiments[identifier].failures if identifier else {}
             if state.outcomes.get(f"propose-{name}") == "failed" or broken:
@@ -97,15 +92,20 @@ class Controller:
                 )
             if identifier and not state.experiments[identifier].gate.passed:
                 raise TrainingError(f"baseline {name} was rejected by the gate: {self._gate_file(identifier)}")
+        if reason := stages.broken_reference(state, self.config):
+            raise TrainingError(f"{reason}; nothing there can be compared with it, look into {self.layout.root}")
         if server := services.broken_server(state):
             raise TrainingError(
                 f"{server}: this language-model server cannot be kept running: {state.recent[-1]}; look into the logs "
                 f"under {self.layout.jobs}, put agents.servers right and start the same command again"
             )
         idle = all(busy.kind == "serve" for busy in state.busy.values())
-        if idle and population.plan(Population(state.slots, state.generations), search).done:
-            return "complete"
-        if idle and (budget := works.spent(state, self.config, self._clock())):
+        explored = works.explored(state, self.config) if idle else None
+        if explored and stages.all_settled(state, self.config):
+            return explored
+        if idle and (budget := works.gpu_seconds_spent(state, self.config, self._clock())):
+            return budget
+        if idle and not works.promoting(state) and (budget := works.tokens_spent(state, self.config)):
             return budget
         hours = self.config.limits.hours
         if hours > 0 and not self._clock() - state.started < hours * 3600:
@@ -123,13 +123,11 @@ class Controller:
         """Continues from a state that was rebuilt; the journal is a new file by then."""
         self._journal = Journal(self.layout.journal)
         self.state = state
-        self._score()
-        self._build_generation()
+        conclusions.conclude(self.layout, self.state, self.config, self.record)
 
-    def check_pool(self) -> None:
-        """Compares the generations on disk with what the state gives; called once, at the start."""
-        for number in range(self.state.generations):
-            self._write_generation(scoring.generation(number, self.state, self.config))
+    def check_files(self) -> None:
+        """Compares pool generations and stages on disk with what the state gives; called once, at the start."""
+        conclusions.restore(self.layout, self.state, self.config, self.record)
 
     def cancel_jobs(self) -> None:
         """Ends the jobs under way; they stop at a checkpoint where they can, and go on in the next start."""
@@ -233,50 +231,6 @@ class Controller:
         self._write_failure(busy, event)
         self.record({**event, **(spent or {}), **self._gpu_seconds(lost)})
 
-    def _score(self) -> None:
-        if not self.state.stats and (
-            stats := scoring.baselines(self.state, self.config, known_spread(self.layout, self.config))
-        ):
-            self.record({"event": "baselines", "stats": [to_json(s) for s in stats]})
-        for experiment in scoring.unscored(self.state, self.config):
-            try:
-                score = scoring.score(experiment, self.state, self.config)
-            except EvaluationError as error:
-                place = {
-                    "slot": None,
-                    "attempt": None,
-                    "experiment": experiment.id,
-                    "trial": max(experiment.evaluations),
-                }
-                failure = {"stage": "scoring", "cause": "refused", "message": str(error)}
-                self.record({"event": "failed", "key": f"score-{experiment.id}", **failure, **place})
-                continue
-            folder = self.layout.experiment(score.experiment)
-            if not uses_agents(self.config):  # else the file is the assess job's
-                write_json(folder.assessment, to_json(Assessment(experiment=score.experiment, judge=score.judgement)))
-            write_json(folder.score, to_json(score))
-            self.record({"event": "scored", "score": to_json(score)})
-
-    def _build_generation(self) -> None:
-        while self.state.stats:
-            plan = population.plan(Population(self.state.slots, self.state.generations), self.config.search)
-            number = plan.build_generation
-            if number is None:
-                return
-            self._write_generation(scoring.generation(number, self.state, self.config))
-            self.record({"event": "generation", "number": number})
-
-    def _write_generation(self, built: Generation) -> None:
-        """Writes a generation once. One that differs is a former state of a tree that was damaged: it is kept aside."""
-        path, data = self.layout.generation(built.number), to_json(built)
-        if path.exists():
-            with contextlib.suppress(RecordError):
-                if from_json(Generation, read_json(path), source=str(path)) == built:
-                    return
-            message = f"{path}: differs from what the tree gives; moved aside as {move_aside(path).name}"
-            self.record({"event": "moved_aside", "message": message})
-        write_json(path, data)
-
     def _hand_over(self) -> None:
         """Ends servers whose successor is ready."""
         if services.all_servers(self.state):
@@ -298,7 +252,7 @@ class Controller:
         away = services.all_away(self.config, known, now)
         talking = sum(works.talks(work.kind, work.work.get("proposer")) for work in self.state.busy.values())
         for spec in specs:
-            limit = getattr(self.config.executor, spec.kind).max_jobs
+            limit = self._resources(spec).max_jobs
             talk = works.talks(spec.kind, spec.proposer)
             # Trainings never wait for language models: one place at least is left to them.
             if talk and (away or talking >= max(1, capacity - 1)):
@@ -354,8 +308,8 @@ class Controller:
         )
 
     def _resources(self, spec: WorkSpec) -> ResourceConfig:
-        """What a job asks for; a server asks for its own number of GPUs and its own time."""
-        resources: ResourceConfig = getattr(self.config.executor, spec.kind)
+        """What a job asks for: a training what its scale does, a server its own number of GPUs and its own time."""
+        resources: ResourceConfig = getattr(at_stage(self.config, spec.scale).executor, spec.kind)
         if spec.kind != "serve":
             return resources
         server = next(s for s in self.config.agents.servers if s.name == spec.arguments["server"])

@@ -9,10 +9,12 @@ from statistics import fmean
 from asiarch_hpc.config import Config
 from asiarch_hpc.controller.leaderboard import LeaderRow
 from asiarch_hpc.controller.scheduler import JobStatus
+from asiarch_hpc.controller.stages import settled
 from asiarch_hpc.controller.state import ExperimentState, RunState
+from asiarch_hpc.controller.trials import baseline_names, complete
 from asiarch_hpc.controller.view import RunningJob, Snapshot
-from asiarch_hpc.controller.works import baseline_names, complete
 from asiarch_hpc.records import Score
+from asiarch_hpc.search.baselines import loss_difference
 
 
 def snapshot(
@@ -34,7 +36,7 @@ def snapshot(
     elapsed = state.active_seconds + (max(0.0, now - state.latest) if live and state.latest else 0.0)
     return Snapshot(
         run=run,
-        phase=trouble or _phase(state, live),
+        phase=trouble or _phase(state, config, live),
         generation=state.generations - 1 if state.generations else None,
         counts=Counter(_stage(e, state, config) for e in state.experiments.values()),
         running=tuple(RunningJob(kind=b.kind, name=b.work["label"], seconds=now - b.submitted) for b in running),
@@ -47,6 +49,7 @@ def snapshot(
         reference=state.stats[0] if state.stats else None,
         baselines=state.stats,
         noise_factor=config.fitness.noise_factor,
+        stages=tuple(_stage_line(name, state, config) for name in config.stages if _begun(name, state)),
         failures=dict(state.causes),
         elapsed=elapsed,
         left=_left(state, config, elapsed, len(candidates)),
@@ -87,15 +90,62 @@ def stopped_early(state: RunState) -> list[str]:
     ]
 
 
+def stage_rows(name: str, state: RunState) -> list[LeaderRow]:
+    """One row for each experiment that was scored at a stage; its modelled speed is that of exploration's size."""
+    stage = state.stages[name]
+    return [
+        LeaderRow(
+            score=score,
+            name=experiment.name,
+            role=experiment.role,
+            runs=len(stage.evaluations[identifier]),
+            parameters=stage.parameters[identifier],
+            modelled_seconds_per_token=experiment.gate.modelled_seconds_per_token,
+            tokens_per_second=fmean(stage.speeds[identifier]) if identifier in stage.speeds else None,
+        )
+        for identifier, score in stage.scores.items()
+        for experiment in [state.experiments[identifier]]
+    ]
+
+
+def _begun(name: str, state: RunState) -> bool:
+    return name in state.stages and state.stages[name].decided
+
+
+def _stage_line(name: str, state: RunState, config: Config) -> str:
+    """How far a stage has come, and how its designs stand."""
+    stage = state.stages[name]
+    scored = [row for row in stage_rows(name, state) if row.role == "candidate" and row.score.discarded is None]
+    line = f"{name}: {len(stage.promoted)} of {len(stage.decisions)} designs promoted"
+    if not stage.promoted:
+        return f"{line}, nothing is trained"
+    failed = sum(identifier in stage.failures for identifier in stage.promoted)
+    line += f", {len(scored)} scored" + (f", {failed} failed" if failed else "")
+    if not scored or not stage.stats:
+        return line
+    found = [
+        loss_difference(row.score, row.runs, stage.stats[0], stage.stats, config.fitness.noise_factor) for row in scored
+    ]
+    best = min(range(len(scored)), key=lambda index: scored[index].score.loss)
+    return (
+        f"{line}; lowest loss {scored[best].name} {scored[best].score.loss:.4f} ({found[best].value:+.4f}, "
+        f"t = {found[best].t:.1f} against {stage.stats[0].name}: {found[best].verdict}), "
+        f"{sum(f.verdict == 'better' for f in found)} better beyond noise"
+    )
+
+
 def _candidates(state: RunState) -> list[Score]:
     return [score for score in state.scores.values() if score.slot is not None and score.discarded is None]
 
 
-def _phase(state: RunState, live: bool) -> str:
+def _phase(state: RunState, config: Config, live: bool) -> str:
     if state.finished is not None:
         return f"finished: {state.finished}"
     if not live:
         return f"stopped with {len(state.busy)} jobs under way; the command that started the run resumes it"
+    for name in config.stages:
+        if _begun(name, state) and not settled(state.stages[name]):
+            return f"stage {name}"
     return "training the baselines" if not state.stats else "searching"
 
 
@@ -113,7 +163,10 @@ def _stage(experiment: ExperimentState, state: RunState, config: Config) -> str:
 
 
 def _left(state: RunState, config: Config, elapsed: float, scored: int) -> float | None:
-    """Time left if the rest goes on as it went so far; trainings of baselines and candidates count alike."""
+    """Time left of exploration if the rest goes on as it went so far; trainings of baselines and candidates count
+    alike. Of stages nothing is known."""
+    if any(_begun(name, state) for name in config.stages):
+        return None
     trainings = len(config.baselines.seeds) * len(baseline_names(config))
     trained = sum(len(e.evaluations) for e in state.experiments.values() if e.role == "baseline")
     done, total = trained + scored, trainings + config.search.designs

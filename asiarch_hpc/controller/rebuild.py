@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from asiarch_hpc.config import Config, uses_agents
+from asiarch_hpc.config import Config, stage_of, uses_agents
 from asiarch_hpc.controller.state import Event
 from asiarch_hpc.records import to_json
 from asiarch_hpc.search.population import slot_limit
@@ -65,10 +65,11 @@ def _experiment(stored: StoredExperiment, key: str, config: Config) -> list[Even
     }
     events: list[Event] = [proposed]
     for trial in stored.trials:
-        place = {"key": f"train-{record.id}-{trial.name}", "experiment": record.id, "trial": trial.name}
+        place = {"experiment": record.id, "trial": trial.name, "scale": stage_of(trial.name, config)}
+        place["key"] = f"train-{record.id}-{trial.name}"
         if trial.evaluation is not None and trial.record is not None:
             evaluation = to_json(trial.evaluation)
-            speed = {"tokens_per_second": trial.record.tokens_per_second}
+            speed = {name: getattr(trial.record, name) for name in ("tokens_per_second", "parameters")}
             seconds = trial.record.train_seconds + trial.evaluation.seconds
             events.append({"event": "trained", "evaluation": evaluation, "seconds": seconds, **speed, **place})
         elif trial.failure is not None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from asiarch_hpc import __version__
-from asiarch_hpc.config import CARRIED_OUT_BY, Config, differences, from_dict, to_dict
+from asiarch_hpc.config import Config, carried_out_by, differences, from_dict, to_dict
 from asiarch_hpc.controller.imported import refuse_imported
 from asiarch_hpc.controller.loop import Controller
 from asiarch_hpc.controller.noise import take_noise
@@ -60,7 +60,7 @@ def open_controller(layout: RunLayout, config: Config) -> Iterator[Controller]:
             *({"event": "note", "message": message} for message in messages),
             {"event": "start", **start, "uid": record["uid"], "config": record["config"]},
         )
-        controller.check_pool()
+        controller.check_files()
         yield controller
     finally:
         if controller is not None:
@@ -203,9 +203,7 @@ def _record_of_journal(layout: RunLayout, error: RecordError) -> dict[str, Any]:
 
 def _refuse_changes(layout: RunLayout, stored: dict[str, Any], wanted: dict[str, Any]) -> None:
     lines = differences(stored, wanted)
-    if changed := [
-        line for line in lines if not line.startswith(tuple(f"{key}{end}" for key in CARRIED_OUT_BY for end in ".:"))
-    ]:
+    if changed := [line for line in lines if not carried_out_by(line.partition(":")[0])]:
         raise ConfigError(
             f"{layout.root}: this run exists with another configuration:\n  "
             + "\n  ".join(changed)
@@ -272,7 +270,11 @@ def _scheduler(layout: RunLayout, config: Config, uid: str) -> Scheduler:
 
 
 def fingerprint(state: RunState) -> str:
-    """Hash of everything a rebuild must reproduce: designs, scores, and the slots they fill."""
+    """Hash of everything a rebuild must reproduce: designs, scores, the slots they fill, and the stages."""
     lines = [f"{slot} {s.status} {s.experiment}" for slot, s in sorted(state.slots.items())]
     lines += [f"{identifier} {score.fitness!r}" for identifier, score in sorted(state.scores.items())]
+    for name, stage in sorted(state.stages.items()):
+        lines += [f"{name} {d.experiment} {d.rank} {d.promoted} {d.reason}" for d in stage.decisions]
+        lines += [f"{name} {identifier} {score.fitness!r}" for identifier, score in sorted(stage.scores.items())]
+        lines += [f"{name} {identifier} failed" for identifier in sorted(stage.failures)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]

@@ -6,7 +6,8 @@ from dataclasses import replace
 
 from asiarch_hpc.config import Config
 from asiarch_hpc.controller.state import ExperimentState, RunState
-from asiarch_hpc.controller.works import baseline_names, complete, needs_assessment
+from asiarch_hpc.controller.trials import all_baselines, baseline_names, complete
+from asiarch_hpc.controller.works import needs_assessment
 from asiarch_hpc.errors import EvaluationError
 from asiarch_hpc.records import BaselineStats, Generation, Judgement, Score, SeedSpread
 from asiarch_hpc.search import fitness, judge_rule, population
@@ -15,13 +16,15 @@ from asiarch_hpc.search.pool import build_generation
 
 
 def baselines(state: RunState, config: Config, known: SeedSpread | None) -> tuple[BaselineStats, ...]:
-    """Statistics of all baselines, reference first; empty while a trial is missing.
+    """Statistics of exploration's baselines, reference first; empty while a trial is missing, or while a baseline of
+    a later stage has not passed the gate: no design may be proposed that equals it.
 
     `known` is a spread over seeds that was measured before; the reference carries it.
     """
-    names = baseline_names(config)
-    experiments = [state.experiments[state.baselines[name]] for name in names if name in state.baselines]
-    if len(experiments) < len(names) or not all(complete(e, config) for e in experiments):
+    if not set(all_baselines(config)) <= set(state.baselines):
+        return ()
+    experiments = [state.experiments[state.baselines[name]] for name in baseline_names(config)]
+    if not all(complete(e, config) for e in experiments):
         return ()
     stats = [baseline_stats(e.id, e.name, list(e.evaluations.values()), e.gate) for e in experiments]
     return (replace(stats[0], known=known), *stats[1:])
@@ -41,17 +44,19 @@ def unscored(state: RunState, config: Config) -> list[ExperimentState]:
     ]
 
 
-def score(experiment: ExperimentState, state: RunState, config: Config) -> Score:
-    """The fitness of one experiment.
+def score(experiment: ExperimentState, state: RunState, config: Config, stage: str | None = None) -> Score:
+    """The fitness of one experiment, beside the baselines of the same scale; the grade is that of exploration.
 
     Raises:
         EvaluationError: its numbers cannot be believed.
     """
+    stats = state.stats if stage is None else state.stages[stage].stats
+    evaluations = experiment.evaluations if stage is None else state.stages[stage].evaluations[experiment.id]
     return fitness.score(
-        [experiment.evaluations[trial] for trial in sorted(experiment.evaluations)],
+        [evaluations[trial] for trial in sorted(evaluations)],
         _judgement(experiment, state, config),
-        reference=state.stats[0],
-        baselines=state.stats,
+        reference=stats[0],
+        baselines=stats,
         config=config.fitness,
         slot=experiment.slot,
     )
@@ -66,8 +71,8 @@ def _judgement(experiment: ExperimentState, state: RunState, config: Config) -> 
     if config.fitness.judge == "rule":
         return judge_rule.judge(experiment.name, experiment.gate, state.stats[0], config.fitness)
     if experiment.role == "baseline":
-        reference = experiment.id == state.stats[0].experiment
-        grade = config.fitness.judge_reference if reference else config.fitness.judge_upper
+        upper = experiment.name == config.baselines.upper != config.baselines.reference
+        grade = config.fitness.judge_upper if upper else config.fitness.judge_reference
         return Judgement(raw=grade, source="anchor", version="anchor/1", reasons=("an anchor of the judge's scale",))
     if experiment.judgement is None:
         raise EvaluationError(f"{experiment.name}: the judge gave no grade; see its transcript in the run's folder")

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from asiarch_hpc.config import SearchConfig
+from asiarch_hpc.controller.stage_state import StageState
 from asiarch_hpc.records import (
     Assessment,
     BaselineStats,
@@ -31,7 +32,8 @@ Event = dict[str, Any]
 class WorkSpec:
     """One piece of work: what a job does, whoever does it and however often it must be submitted.
 
-    `slot` and `attempt` belong to proposals, `experiment` and `trial` to trainings.
+    `slot` and `attempt` belong to proposals, `experiment` and `trial` to trainings, `scale` names the stage of a
+    training beyond exploration.
     """
 
     key: str
@@ -43,11 +45,12 @@ class WorkSpec:
     experiment: str | None = None
     trial: str | None = None
     proposer: str | None = None
+    scale: str | None = None
     label: str = ""
 
     def to_json(self) -> Json:
         """The entry of an intent: everything but how to run it."""
-        names = ("key", "kind", "slot", "attempt", "experiment", "trial", "proposer", "label")
+        names = ("key", "kind", "slot", "attempt", "experiment", "trial", "proposer", "scale", "label")
         return {name: getattr(self, name) for name in names}
 
 
@@ -121,6 +124,7 @@ class RunState:
     scores: dict[str, Score] = field(default_factory=dict)
     stats: tuple[BaselineStats, ...] = ()
     generations: int = 0
+    stages: dict[str, StageState] = field(default_factory=dict)
     causes: Counter[str] = field(default_factory=Counter)
     tallies: dict[str, Tally] = field(default_factory=dict)
     tokens: int = 0
@@ -205,7 +209,9 @@ class RunState:
     def _fail(self, event: Event) -> None:
         self.causes[event["cause"]] += 1
         self.say(f"{event['key']}: {event['cause']}: {event['message'][:200]}")
-        if event.get("experiment"):
+        if event.get("scale"):
+            self._stage(event["scale"]).fail(event)
+        elif event.get("experiment"):
             experiment = self.experiments[event["experiment"]]
             experiment.failures[event["trial"] or event["stage"]] = f"{event['cause']}: {event['message'][:500]}"
             experiment.failed_stage, experiment.failed_cause = event["stage"], event["cause"]
@@ -249,6 +255,9 @@ class RunState:
     def _on_trained(self, event: Event) -> None:
         self._free(event["key"])
         self.outcomes[event["key"]] = "ok"
+        if event.get("scale"):
+            self._stage(event["scale"]).train(event)
+            return
         evaluation = from_json(Evaluation, event["evaluation"], source="journal")
         self.experiments[event["experiment"]].evaluations[event["trial"]] = evaluation
         self.train_seconds = [*self.train_seconds[-49:], event["seconds"]]
@@ -278,10 +287,22 @@ class RunState:
         self.say(f"{event['key']}: server ended ({event['reason']})")
 
     def _on_baselines(self, event: Event) -> None:
-        self.stats = tuple(from_json(BaselineStats, stats, source="journal") for stats in event["stats"])
+        stats = tuple(from_json(BaselineStats, stats, source="journal") for stats in event["stats"])
+        if event.get("scale"):
+            self._stage(event["scale"]).stats = stats
+        else:
+            self.stats = stats
+
+    def _on_promoted(self, event: Event) -> None:
+        stage = self._stage(event["scale"])
+        stage.decide(event)
+        self.say(f"{event['scale']}: {len(stage.promoted)} of {len(stage.decisions)} designs go on")
 
     def _on_scored(self, event: Event) -> None:
         score = from_json(Score, event["score"], source="journal")
+        if event.get("scale"):
+            self._stage(event["scale"]).scores[score.experiment] = score
+            return
         self.scores[score.experiment] = score
         experiment = self.experiments[score.experiment]
         outcome: population.Outcome = "discarded" if score.discarded else "scored"
@@ -318,6 +339,9 @@ class RunState:
         tally.admitted += admitted
         tally.tokens += event.get("tokens") or 0
         tally.seconds += event.get("seconds") or 0.0
+
+    def _stage(self, name: str) -> StageState:
+        return self.stages.setdefault(name, StageState())
 
     def _free(self, key: str) -> None:
         if busy := self.busy.pop(key, None):

@@ -40,7 +40,8 @@ class Snapshot:
 
     `counts` are experiments by state, `failures` are by cause. `messages` are the last few of
     `messages_total` ever given, oldest first: things to tell that no other field says (a stale lease, Slurm
-    away, a record moved aside). `noise_factor` standard deviations count as noise.
+    away, a record moved aside). `noise_factor` standard deviations count as noise. `stages` has a line for each stage
+    that has begun.
     """
 
     run: str
@@ -57,6 +58,7 @@ class Snapshot:
     reference: BaselineStats | None = None
     baselines: tuple[BaselineStats, ...] = ()
     noise_factor: float = 2.8
+    stages: tuple[str, ...] = ()
     failures: Mapping[str, int] = field(default_factory=dict)
     elapsed: float = 0.0
     left: float | None = None
@@ -118,6 +120,7 @@ def plain_lines(previous: Snapshot | None, current: Snapshot) -> list[str]:
         lines.append(f"scored {current.scored} of {current.wanted}{left}")
     if current.best is not None and (before.best is None or before.best.experiment != current.best.experiment):
         lines.append(_best_line(current))
+    lines += [f"stage {line}" for line in current.stages if line not in before.stages]
     for cause, number in sorted(current.failures.items()):
         if number > before.failures.get(cause, 0):
             lines.append(f"failure: {cause} ({number} so far)")
@@ -248,7 +251,7 @@ def _standing(snapshot: Snapshot) -> list[str]:
         lines.append("no baseline yet: nothing can be compared")
     if snapshot.best is not None:
         lines.append(_best_line(snapshot))
-    return lines
+    return [*lines, *(f"stage {line}" for line in snapshot.stages)]
 
 
 def _baseline_line(stats: BaselineStats) -> str:

@@ -7,8 +7,10 @@ import random
 from collections.abc import Iterator
 from statistics import fmean
 
-from asiarch_hpc.config import Config, proposers, uses_agents
+from asiarch_hpc.config import Config, at_stage, proposers, uses_agents
+from asiarch_hpc.controller import stages
 from asiarch_hpc.controller.state import Busy, ExperimentState, RunState, WorkSpec
+from asiarch_hpc.controller.trials import all_baselines, baseline_names, complete, trials_of
 from asiarch_hpc.records import JobKind, to_json
 from asiarch_hpc.search import population
 from asiarch_hpc.search.population import Population
@@ -26,24 +28,31 @@ def wanted(state: RunState, config: Config, capacity: int, now: float) -> list[W
         *_trainings(state, config),
         *_assessments(state, config),
         *_proposals(state, config, capacity, now),
+        *(stages.trainings(state, config) if gpu_seconds_spent(state, config, now) is None else ()),
     ]
     return [spec for spec in specs if spec.key not in state.outcomes and spec.key not in state.busy]
 
 
-def trials_of(experiment: ExperimentState, config: Config) -> dict[str, int]:
-    """Names and seeds of the trials that an experiment needs at the run's scale."""
-    seeds = config.baselines.seeds if experiment.role == "baseline" else config.scale.seeds
-    return {f"{config.scale.name}-s{seed}": seed for seed in seeds}
+def explored(state: RunState, config: Config) -> str | None:
+    """Why exploration has ended, so that its best designs can go on; None: it has not.
+
+    It ends by its plan, or with its language models' budget used up and nothing under way. Once any design has been
+    promoted, it has ended for good.
+    """
+    if population.plan(Population(state.slots, state.generations), config.search).done:
+        return "complete"
+    spent_tokens = tokens_spent(state, config)
+    if promoting(state):
+        return spent_tokens or "complete"
+    if not state.stats or any(busy.kind != "serve" for busy in state.busy.values()):
+        return None
+    specs = [*_baselines(state, config), *_trainings(state, config), *_assessments(state, config)]
+    return spent_tokens if all(spec.key in state.outcomes for spec in specs) else None
 
 
-def complete(experiment: ExperimentState, config: Config) -> bool:
-    """Whether all trials of the experiment are evaluated."""
-    return set(trials_of(experiment, config)) <= set(experiment.evaluations)
-
-
-def baseline_names(config: Config) -> tuple[str, ...]:
-    """Reference first, each once."""
-    return tuple(dict.fromkeys((config.baselines.reference, config.baselines.upper)))
+def promoting(state: RunState) -> bool:
+    """Whether designs were chosen for a stage."""
+    return any(stage.decided for stage in state.stages.values())
 
 
 def talks(kind: str, proposer: str | None) -> bool:
@@ -54,7 +63,8 @@ def talks(kind: str, proposer: str | None) -> bool:
 def gpus_of(busy: Busy, config: Config) -> int:
     """GPUs that a job holds; a server has its own number."""
     if busy.kind == "train":
-        return config.executor.train.gpus * config.executor.train.nodes
+        resources = at_stage(config, busy.work.get("scale")).executor.train
+        return resources.gpus * resources.nodes
     if busy.kind == "serve":
         return next((s.gpus for s in config.agents.servers if busy.key.startswith(f"serve-{s.name}-")), 0)
     return 0
@@ -65,12 +75,21 @@ def spent(state: RunState, config: Config, now: float) -> str | None:
 
     Then nothing more is proposed; what is trained by then is still assessed and scored.
     """
-    agents = config.agents
-    if agents.tokens and state.tokens >= agents.tokens:
-        return f"agents.tokens={agents.tokens} are used ({state.tokens})"
+    return tokens_spent(state, config) or gpu_seconds_spent(state, config, now)
+
+
+def tokens_spent(state: RunState, config: Config) -> str | None:
+    """Whether the budget of tokens is used up, in words."""
+    limit = config.agents.tokens
+    return f"agents.tokens={limit} are used ({state.tokens})" if limit and state.tokens >= limit else None
+
+
+def gpu_seconds_spent(state: RunState, config: Config, now: float) -> str | None:
+    """Whether the budget of GPU seconds is used up, in words. Then no training of a stage starts either."""
+    limit = config.agents.gpu_seconds
     running = sum((now - busy.submitted) * gpus_of(busy, config) for busy in state.busy.values())
-    if agents.gpu_seconds and state.gpu_seconds + running >= agents.gpu_seconds:
-        return f"agents.gpu_seconds={agents.gpu_seconds:g} are used ({state.gpu_seconds + running:.0f})"
+    if limit and state.gpu_seconds + running >= limit:
+        return f"agents.gpu_seconds={limit:g} are used ({state.gpu_seconds + running:.0f})"
     return None
 
 
@@ -84,7 +103,7 @@ def proposer_of(slot: int, attempt: int, config: Config) -> str:
 def _baselines(state: RunState, config: Config) -> Iterator[WorkSpec]:
     """The reference's measures are what the other baselines, and every candidate, are matched to."""
     reference = state.baselines.get(config.baselines.reference)
-    for name in baseline_names(config):
+    for name in all_baselines(config):
         if name != config.baselines.reference and reference is None:
             continue
         yield WorkSpec(
@@ -100,6 +119,8 @@ def _trainings(state: RunState, config: Config) -> Iterator[WorkSpec]:
     reference = state.baselines.get(config.baselines.reference)
     for experiment in state.experiments.values():
         if not experiment.gate.passed or experiment.id in state.scores or experiment.failures:
+            continue
+        if experiment.role == "baseline" and experiment.name not in baseline_names(config):
             continue
         beside = {"reference": reference} if experiment.role != "baseline" else {}
         for trial, seed in trials_of(experiment, config).items():
@@ -163,7 +184,7 @@ def _budget(state: RunState, config: Config) -> int | None:
 
 
 def _proposals(state: RunState, config: Config, capacity: int, now: float) -> Iterator[WorkSpec]:
-    if not state.stats or spent(state, config, now):
+    if not state.stats or spent(state, config, now) or promoting(state):
         return
     budget = _budget(state, config)
     plan = population.plan(Population(state.slots, state.generations), config.search)

@@ -16,11 +16,20 @@ LEAST_SEEDS = 3  # fewer give no usable standard deviation (design, truth rule 3
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Loss minus the reference's (nats per token), the standard deviation of that, and what follows from both."""
+    """Loss minus the reference's (nats per token), the standard deviation of that, and what follows from both.
+
+    `freedom` are the degrees of freedom of the standard deviation.
+    """
 
     value: float
     sd: float
     verdict: Literal["reference", "within noise", "noise unknown", "better", "worse"]
+    freedom: int = 0
+
+    @property
+    def t(self) -> float:
+        """Student's t of the difference; NaN where the noise is unknown or none."""
+        return self.value / self.sd if self.sd > 0.0 else math.nan
 
 
 def checked_evaluations(evaluations: Sequence[Evaluation]) -> Sequence[Evaluation]:
@@ -153,16 +162,17 @@ def loss_difference(
     """
     value = score.loss - reference.loss_mean
     try:
-        sd = difference_sd(seed_spread([reference, *baselines]).loss, max(1, runs), reference.seeds)
+        spread = seed_spread([reference, *baselines])
+        sd, freedom = difference_sd(spread.loss, max(1, runs), reference.seeds), spread.freedom
     except EvaluationError:
-        sd = math.nan
+        sd, freedom = math.nan, 0
     if score.experiment == reference.experiment:
-        return Difference(value, sd, "reference")
+        return Difference(value, sd, "reference", freedom)
     if not (math.isfinite(value) and math.isfinite(sd)):
-        return Difference(value, sd, "noise unknown")
+        return Difference(value, sd, "noise unknown", freedom)
     if not abs(value) > factor * sd:
-        return Difference(value, sd, "within noise")
-    return Difference(value, sd, "better" if value < 0.0 else "worse")
+        return Difference(value, sd, "within noise", freedom)
+    return Difference(value, sd, "better" if value < 0.0 else "worse", freedom)
 
 
 def _check(evaluation: Evaluation) -> None:

@@ -205,6 +205,10 @@ class RunLayout:
     def generation(self, number: int) -> Path:
         return self.pool / f"{number:06d}.json"
 
+    def stage(self, name: str) -> Path:
+        """Who was promoted to a stage and why, and the results there; made from the rest of the tree."""
+        return self.root / "stages" / f"{name}.json"
+
     def message(self, job: str, restart: int) -> Path:
         return self.inbox / f"{job}.{restart}.json"
 
