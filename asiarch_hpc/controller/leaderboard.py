@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from asiarch_hpc.controller.view import printable
 from asiarch_hpc.records import BaselineStats, Role, Score
-from asiarch_hpc.search.baselines import Difference, loss_difference
+from asiarch_hpc.search.baselines import Difference, loss_difference, two_sided_p
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -159,10 +159,11 @@ def _test_of_the_best(row: LeaderRow, found: Difference, reference: BaselineStat
         "worse": f"worse than {reference.name} beyond noise",
         "within noise": f"no better and no worse than {reference.name} within noise",
     }
+    p = two_sided_p(found.t, found.freedom)
     return (
         f"The first design, {row.name}, has a loss of {found.value:+.4f} against {reference.name}: t = {found.t:.2f}, "
-        f"{found.freedom} degrees of freedom ({row.runs} training{'s' if row.runs > 1 else ''} against "
-        f"{reference.seeds}; noise is |t| up to {factor:g}): {words.get(found.verdict, found.verdict)}."
+        f"{found.freedom} degrees of freedom, {row.runs} against {reference.seeds} trainings, p = {p:.2g} for one "
+        f"comparison (noise is |t| up to {factor:g}): {words.get(found.verdict, found.verdict)}."
     )
 
 

@@ -143,9 +143,8 @@ def _phase(state: RunState, config: Config, live: bool) -> str:
         return f"finished: {state.finished}"
     if not live:
         return f"stopped with {len(state.busy)} jobs under way; the command that started the run resumes it"
-    for name in config.stages:
-        if _begun(name, state) and not settled(state.stages[name]):
-            return f"stage {name}"
+    if begun := [name for name in config.stages if _begun(name, state)]:
+        return next((f"stage {name}" for name in begun if not settled(state.stages[name])), "stages are done")
     return "training the baselines" if not state.stats else "searching"
 
 

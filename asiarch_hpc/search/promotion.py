@@ -100,7 +100,8 @@ def _examine(
     cost = contender.seconds_per_token / reference.modelled_seconds_per_token
     standing = (
         f"loss {loss:+.4f} ({_multiples(loss, loss_sd)}) and benchmark {benchmark:+.4f} "
-        f"({_multiples(benchmark, benchmark_sd)}) against {name}, {size:.2f} times its parameters, {cost:.2f} its cost"
+        f"({_multiples(benchmark, benchmark_sd)}) against {name}, {size:.2f} times its parameters, "
+        f"{cost:.2f} times its time"
     )
     objections = [
         (size <= rule.max_parameters_ratio, f"too large: at most {rule.max_parameters_ratio:g} times the parameters"),

@@ -137,8 +137,8 @@ class SimulatedJobs:
             benchmark=0.3, tasks={"t": TaskScore(accuracy=0.3, stderr=0.01, chance=0.25, questions=100)},
         )  # fmt: skip
         record = TrialRecord(
-            experiment=identifier, name=trial, scale=trial.partition("-")[0], seed=0, attempt="001.000", dim=64, depth=3,
-            parameters=1000, steps=1, tokens=1, first_loss=7.0, final_loss=loss, train_seconds=1.0,
+            experiment=identifier, name=trial, scale=trial.partition("-")[0], seed=0, attempt="001.000",
+            dim=64, depth=3, parameters=1000, steps=1, tokens=1, first_loss=7.0, final_loss=loss, train_seconds=1.0,
             tokens_per_second=1.0, weights_sha256="w", corpus_key="c", device="cpu", precision="fp32",
             evaluation_sha256=hashlib.sha256(json_bytes(to_json(evaluation))).hexdigest(),
         )  # fmt: skip

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from search_examples import BASELINES, scored, stats
 
 from asiarch_hpc.config import PromotionConfig
 from asiarch_hpc.search.promotion import Contender, Decision, decide
-from tests.search.search_examples import BASELINES, scored, stats
 
 REFERENCE = BASELINES[0]  # loss 4.5, benchmark 0.3, both with a spread of 0.01 over three seeds
 
@@ -37,7 +37,7 @@ def decisions(*contenders: Contender, **rule: Any) -> tuple[Decision, ...]:
         ({"benchmark": 0.3}, {}, r"its benchmark is not above delta_net's; "),
         ({"benchmark": 0.28}, {"benchmark_slack": 1.0}, r"not above delta_net's less 1 standard deviations"),
         ({"parameters": 190_000}, {"beat_baseline": False}, r"too large: at most 1\.25 times the parameters"),
-        ({"seconds_per_token": 5e-6}, {"beat_baseline": False}, r"too costly: at most 2 times .* 2\.50 its cost"),
+        ({"seconds_per_token": 5e-6}, {"beat_baseline": False}, r"too costly: at most 2 times .* 2\.50 times its time"),
         ({"seconds_per_token": math.nan}, {}, r"too costly"),
         ({"loss": math.nan}, {"beat_baseline": False}, r"no number"),
         ({"fitness": math.nan}, {"by": "loss", "beat_baseline": False}, r"no number"),
