@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from asiarch_hpc.controller.view import printable
 from asiarch_hpc.records import BaselineStats, Role, Score
-from asiarch_hpc.search.baselines import Difference, loss_difference, two_sided_p
+from asiarch_hpc.search.baselines import Difference, loss_difference
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -154,6 +154,8 @@ def _notes(
 
 def _test_of_the_best(row: LeaderRow, found: Difference, reference: BaselineStats, factor: float) -> str:
     """Whether the first design's loss differs from the reference's by more than training noise."""
+    from asiarch_hpc.search.noise import two_sided_p  # loads NumPy and SciPy, which a controller does without
+
     words = {
         "better": f"better than {reference.name} beyond noise",
         "worse": f"worse than {reference.name} beyond noise",

@@ -153,21 +153,6 @@ def difference_sd(single_run_sd: float, runs: int, reference_runs: int) -> float
     return single_run_sd * math.sqrt(1.0 / runs + 1.0 / reference_runs)
 
 
-def two_sided_p(t: float, freedom: int) -> float:
-    """Chance of a Student's t at least as far from 0, with a whole number of degrees of freedom; NaN with none."""
-    if freedom < 1 or not math.isfinite(t):
-        return math.nan
-    angle = math.atan(abs(t) / math.sqrt(freedom))
-    odd = freedom % 2
-    term, total = math.cos(angle) ** odd, 0.0  # the finite series of the distribution, by powers of the cosine
-    for power in range(odd, freedom - 1, 2):
-        if power > odd:
-            term *= (power - 1) / power * math.cos(angle) ** 2
-        total += term
-    within = math.sin(angle) * total
-    return 1.0 - (2.0 / math.pi * (angle + within) if odd else within)
-
-
 def loss_difference(
     score: Score, runs: int, reference: BaselineStats, baselines: Iterable[BaselineStats], factor: float
 ) -> Difference:

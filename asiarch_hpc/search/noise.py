@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import chdtri, stdtrit
+from scipy.special import chdtri, stdtr, stdtrit
 
 CONFIDENCE = 0.95
 
@@ -34,6 +34,11 @@ def spread(values: Sequence[float]) -> Spread:
 def noise_multiple(freedom: int) -> float:
     """How many standard deviations of a difference are noise in 95 % of cases (two-sided, Student's t)."""
     return float(stdtrit(freedom, 1.0 - (1.0 - CONFIDENCE) / 2.0))
+
+
+def two_sided_p(t: float, freedom: int) -> float:
+    """Chance of a Student's t at least as far from 0; NaN without degrees of freedom."""
+    return 2.0 * float(stdtr(freedom, -abs(t))) if freedom > 0 else math.nan
 
 
 def least_difference(sd: float, freedom: int, seeds: int, others: int) -> float:

@@ -14,7 +14,6 @@ from asiarch_hpc.search.baselines import (
     difference_sd,
     loss_difference,
     seed_spread,
-    two_sided_p,
 )
 
 LOSSES = (4.50, 4.53, 4.47)
@@ -109,17 +108,3 @@ def test_verdict_on_a_difference() -> None:
     assert verdict(math.nan) == "noise unknown"
     lonely = stats(seeds=1)
     assert loss_difference(scored("c", 0.5, loss=1.0), 1, lonely, [], 2.8).verdict == "noise unknown"
-
-
-@pytest.mark.parametrize(
-    ("freedom", "critical"), [(1, 12.7062), (2, 4.30265), (3, 3.18245), (4, 2.77645), (7, 2.36462), (30, 2.04227)]
-)
-def test_the_p_value_agrees_with_the_tables_of_student(freedom: int, critical: float) -> None:
-    assert two_sided_p(critical, freedom) == pytest.approx(0.05, abs=1e-5)
-    assert two_sided_p(-critical, freedom) == two_sided_p(critical, freedom)
-    assert two_sided_p(0.0, freedom) == pytest.approx(1.0)
-
-
-def test_no_p_value_without_degrees_of_freedom() -> None:
-    assert math.isnan(two_sided_p(1.0, 0))
-    assert math.isnan(two_sided_p(math.nan, 4))
