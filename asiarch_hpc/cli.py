@@ -65,7 +65,7 @@ def noise(options: argparse.Namespace) -> int:
 
     def finish(controller: Controller) -> None:
         record = write_noise(layout, controller.state, config, code=run.code_version())
-        print("\n".join(view.printable(line) for line in table(record)))
+        print("\n".join(table(record)))
         print(f"for runs of the same conditions: fitness.noise={os.path.relpath(layout.noise)}")
 
     return _drive_to_end(layout, config, finish)
