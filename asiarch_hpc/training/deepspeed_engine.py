@@ -20,7 +20,7 @@ from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.training.backbone import LanguageModel
 from asiarch_hpc.training.checkpoint import State
 from asiarch_hpc.training.data import Batch
-from asiarch_hpc.training.engine import StepResult, choose_device, make_optimizer
+from asiarch_hpc.training.engine import StepResult, choose_device, clip_and_update, make_optimizer
 from asiarch_hpc.training.micro_batch import fit_micro_batch, trial_pass
 from asiarch_hpc.training.monitor import TrainingStoppedError
 from asiarch_hpc.training.objective import Objective
@@ -83,9 +83,11 @@ class DeepSpeedEngine:
         nats = self._world.add(self._gradients(batch))
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        loss, norm = self._update_whole(nats) if self._scale.zero_stage == 0 else self._update_parts(nats)
-        self._steps += math.isfinite(loss) and math.isfinite(norm)
-        return StepResult(loss=loss, gradient_norm=norm)
+        self._steps += 1
+        if self._scale.zero_stage > 0:
+            return self._update_parts(nats)
+        clip = self._scale.grad_clip
+        return clip_and_update(self._optimizer, self._parameters, nats, clip, self._engine.step)
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Accumulates the gradient of the step's loss over micro-batches and processes; this process's part of the
@@ -107,17 +109,7 @@ class DeepSpeedEngine:
         tensors = (batch.inputs, batch.targets, batch.documents)
         return tuple(tensor.to(self._torch_device, non_blocking=True) for tensor in tensors)
 
-    def _update_whole(self, nats: Tensor) -> tuple[float, float]:
-        """Stage 0: gradients are whole and summed up on each device; clipped as in `TorchEngine`."""
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._scale.grad_clip)
-        loss, size = torch.stack((nats, norm.float())).tolist()
-        if math.isfinite(loss) and math.isfinite(size):
-            self._engine.step()
-        else:
-            self._engine.zero_grad()
-        return loss, size
-
-    def _update_parts(self, nats: Tensor) -> tuple[float, float]:
+    def _update_parts(self, nats: Tensor) -> StepResult:
         """Stages 1 and 2: DeepSpeed clips by the norm over all processes, and skips a step whose norm is not finite."""
         loss = float(nats)
         if not math.isfinite(loss):
@@ -125,7 +117,7 @@ class DeepSpeedEngine:
                 for gradient in gradients:
                     gradient.fill_(math.nan)
         self._engine.step()
-        return loss, float(self._engine.get_global_grad_norm())
+        return StepResult(torch.tensor((loss, float(self._engine.get_global_grad_norm()))))
 
     def state(self) -> State:
         """As `TorchEngine.state`, whatever the stage and the number of processes; empty on all ranks but 0."""

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -22,12 +20,42 @@ from asiarch_hpc.training.micro_batch import fit_micro_batch, trial_pass
 from asiarch_hpc.training.objective import Objective
 
 
-@dataclass(frozen=True)
 class StepResult:
-    """Cross-entropy in nats per real token, without auxiliary losses, and the gradient norm before clipping."""
+    """Cross-entropy in nats per real token, without auxiliary losses, and the gradient norm before clipping.
 
-    loss: float
-    gradient_norm: float
+    A GPU may still be at work on them. Reading one waits for this step, and for nothing launched after it.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        """`values` [2]: loss and norm, on the device that computes them."""
+        self._event: torch.cuda.Event | None = None
+        if values.device.type == "cuda":
+            self._values = torch.empty_like(values, device="cpu", pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._event.record()
+        else:
+            self._values = values
+
+    @property
+    def known(self) -> bool:
+        """Whether reading does not wait."""
+        return self._event is None
+
+    @property
+    def loss(self) -> float:
+        return self._read()[0]
+
+    @property
+    def gradient_norm(self) -> float:
+        return self._read()[1]
+
+    def _read(self) -> list[float]:
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        values: list[float] = self._values.tolist()
+        return values
 
 
 class Engine(Protocol):
@@ -54,7 +82,7 @@ class Engine(Protocol):
         ...
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        """One optimiser step. Weights stay as they are when loss or gradient are not finite."""
+        """One optimiser step, perhaps only launched yet. Weights stay when loss or gradient are not finite."""
         ...
 
     def state(self) -> State:
@@ -116,13 +144,9 @@ class TorchEngine:
             self._objective.fall_back(error)
             nats = self._gradients(batch)
         self._proven = True
-        norm = nn.utils.clip_grad_norm_(self._parameters, self._grad_clip)
-        loss, size = torch.stack((nats, norm.float())).tolist()  # the step's only wait for the device
-        if math.isfinite(loss) and math.isfinite(size):
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
-            self._optimizer.step()
-        return StepResult(loss=loss, gradient_norm=size)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        return clip_and_update(self._optimizer, self._parameters, nats, self._grad_clip, self._optimizer.step)
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Accumulates the gradient of the step's loss over its micro-batches; returns its nats per token."""
@@ -173,6 +197,27 @@ def make_optimizer(model: LanguageModel, scale: ScaleConfig) -> torch.optim.Adam
         betas=(first, second),
         fused=all(p.is_floating_point() for p in parameters),  # complex ones have no fused form
     )
+
+
+def clip_and_update(
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    nats: Tensor,
+    grad_clip: float,
+    update: Callable[[], object],
+) -> StepResult:
+    """Clips the gradients by their norm and calls `update`, which leaves the weights where loss or norm is not finite.
+
+    A fused optimiser looks at that on the device, so that nobody waits for it.
+    """
+    norm = nn.utils.clip_grad_norm_(parameters, grad_clip)
+    values = torch.stack((nats, norm.float()))
+    if optimizer.defaults["fused"]:
+        optimizer.found_inf = (~torch.isfinite(values).all()).float()  # type: ignore[attr-defined]
+        update()
+    elif bool(torch.isfinite(values).all()):
+        update()
+    return StepResult(values)
 
 
 def choose_device(name: str, *, has_cuda: Callable[[], bool] = torch.cuda.is_available) -> torch.device:

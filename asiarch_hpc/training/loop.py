@@ -5,13 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -26,6 +25,7 @@ from asiarch_hpc.training.deepspeed_engine import DeepSpeedEngine
 from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine, choose_device
 from asiarch_hpc.training.monitor import Monitor, Peers, TrainingStoppedError
 from asiarch_hpc.training.prefetch import Prefetcher
+from asiarch_hpc.training.schedule import learning_rate
 from asiarch_hpc.training.world import World, is_lost_peer
 
 _FINAL_WINDOW = 10  # steps whose mean is the final loss: a single batch is too noisy to report
@@ -77,29 +77,12 @@ class _Progress:
     last_losses: list[float] = field(default_factory=list)
 
 
-def learning_rate(
-    step: int,
-    *,
-    steps: int,
-    peak: float,
-    warmup_steps: int,
-    decay_fraction: float,
-    schedule: str = "wsd",
-    min_ratio: float = 0.0,
-) -> float:
-    """The rate of a step counted from 0: a linear rise over `warmup_steps` steps to `peak`, then the schedule's fall.
+class _Flight(NamedTuple):
+    """A launched step: its numbers, which may be known later, its learning rate, and its tokens on all processes."""
 
-    `wsd` (warm-up, stable, decay) stays at the peak and falls linearly in the last `decay_fraction` of the steps,
-    `cosine` falls along half a cosine from the warm-up's end on; both towards `min_ratio` of the peak, which they
-    would reach at step `steps`.
-    """
-    rising = (step + 1) / warmup_steps if step < warmup_steps else 1.0
-    if schedule == "cosine":
-        falling = 0.5 * (1.0 + math.cos(math.pi * max(0, step - warmup_steps) / max(1, steps - warmup_steps)))
-    else:
-        decay_steps = round(decay_fraction * steps)
-        falling = (steps - step) / decay_steps if step > steps - decay_steps else 1.0
-    return peak * min(rising, min_ratio + (1.0 - min_ratio) * falling)
+    result: StepResult
+    rate: float
+    tokens: int
 
 
 def train(
@@ -227,6 +210,7 @@ class _Run:
         self._clock = clock
         self._world = world
         self._monitor = monitor
+        self._landed_at = 0.0
 
     def go(self, on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]) -> bool:
         """Runs to the last step (True) or until asked to stop (False); either way a checkpoint is left."""
@@ -254,63 +238,86 @@ class _Run:
     def _steps(
         self, batch_of: Callable[[int], Batch], on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]
     ) -> bool:
-        scale, progress = self._scale, self.progress
-        saved_at = self._clock()
-        while progress.step < scale.steps:
+        scale = self._scale
+        saved_at = self._landed_at = self._clock()
+        flight: _Flight | None = None  # a step whose numbers are read once the next one is launched
+        for step in range(self.progress.step, scale.steps):
             stop, due = self._world.any(should_stop(), self._clock() - saved_at >= scale.checkpoint_seconds)
             if stop or due:
+                if flight is not None:
+                    self._land(flight, on_metrics)
+                    flight = None
                 self._save()
-                saved_at = self._clock()
+                saved_at = self._landed_at = self._clock()
             if stop:
                 return False
-            begun = self._clock()
-            rate = learning_rate(
-                progress.step,
-                steps=scale.steps,
-                peak=scale.learning_rate,
-                warmup_steps=scale.warmup_steps,
-                decay_fraction=scale.decay_fraction,
-                schedule=scale.schedule,
-                min_ratio=scale.min_lr_ratio,
-            )
-            batch = batch_of(progress.step)
-            result = self._step(batch, rate)
-            seconds = self._clock() - begun
-            self._count(result, batch.global_tokens, seconds)
-            if self._world.rank > 0:
-                continue
-            on_metrics(
-                {
-                    "step": progress.step,
-                    "loss": result.loss,
-                    "learning_rate": rate,
-                    "gradient_norm": result.gradient_norm,
-                    "step_seconds": seconds,
-                    "tokens": progress.tokens,
-                }
-            )
-            self._monitor.check(progress.step, loss=result.loss, gradient_norm=result.gradient_norm, seconds=seconds)
+            launched = self._launch(batch_of(step), step)
+            if flight is not None:
+                self._land(flight, on_metrics)
+            flight = launched
+            if flight.result.known:
+                self._land(flight, on_metrics)
+                flight = None
+        if flight is not None:
+            self._land(flight, on_metrics)
         self._save()
         return True
 
-    def _step(self, batch: Batch, rate: float) -> StepResult:
+    def _launch(self, batch: Batch, step: int) -> _Flight:
+        scale = self._scale
+        rate = learning_rate(
+            step,
+            steps=scale.steps,
+            peak=scale.learning_rate,
+            warmup_steps=scale.warmup_steps,
+            decay_fraction=scale.decay_fraction,
+            schedule=scale.schedule,
+            min_ratio=scale.min_lr_ratio,
+        )
+        with self._faults(step):
+            return _Flight(self.engine.step(batch, rate), rate, batch.global_tokens)
+
+    def _land(self, flight: _Flight, on_metrics: Callable[[Json], None]) -> None:
+        """Reads a step's numbers, counts, reports and judges them."""
+        progress = self.progress
+        with self._faults(progress.step):
+            loss, gradient_norm = flight.result.loss, flight.result.gradient_norm
+        now = self._clock()
+        seconds, self._landed_at = now - self._landed_at, now
+        self._count(loss, flight.tokens, seconds)
+        if self._world.rank > 0:
+            return
+        on_metrics(
+            {
+                "step": progress.step,
+                "loss": loss,
+                "learning_rate": flight.rate,
+                "gradient_norm": gradient_norm,
+                "step_seconds": seconds,
+                "tokens": progress.tokens,
+            }
+        )
+        self._monitor.check(progress.step, loss=loss, gradient_norm=gradient_norm, seconds=seconds)
+
+    @contextmanager
+    def _faults(self, step: int) -> Iterator[None]:
         try:
-            return self.engine.step(batch, rate)
+            yield
         except (Exception, SystemExit) as error:  # the design's code may do anything
             if self._world.size > 1 and is_lost_peer(error):
-                raise PeerLostError(f"step {self.progress.step + 1}: {error}") from error
+                raise PeerLostError(f"step {step + 1}: {error}") from error
             raise TrainingStoppedError(
-                "design_error", f"step {self.progress.step + 1}: {type(error).__name__}: {error}{_own_frames(error)}"
+                "design_error", f"step {step + 1}: {type(error).__name__}: {error}{_own_frames(error)}"
             ) from error
 
-    def _count(self, result: StepResult, tokens: int, seconds: float) -> None:
+    def _count(self, loss: float, tokens: int, seconds: float) -> None:
         progress = self.progress
         if progress.step == 0:
-            progress.first_loss = result.loss
+            progress.first_loss = loss
         progress.step += 1
         progress.tokens += tokens
         progress.seconds += seconds
-        progress.last_losses = [*progress.last_losses, result.loss][-_FINAL_WINDOW:]
+        progress.last_losses = [*progress.last_losses, loss][-_FINAL_WINDOW:]
 
     def _save(self) -> None:
         state = {"identity": self._identity, "progress": asdict(self.progress), "engine": self.engine.state()}

@@ -104,7 +104,8 @@ def measure(kind: str, name: str, arguments: argparse.Namespace) -> dict[str, An
 def ours(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
     """The trainer as a job runs it: data, loop, monitor, checkpoint at the end."""
     from asiarch_hpc.config import ScaleConfig
-    from asiarch_hpc.designs.seeds import seed_program
+    from asiarch_hpc.designs.compose import compose
+    from asiarch_hpc.designs.seeds import seed_tree
     from asiarch_hpc.training.backbone import build_model
     from asiarch_hpc.training.loop import train
 
@@ -113,7 +114,7 @@ def ours(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
         dim=size.dim, depth=size.depth, heads=HEADS, length=LENGTH, batch_size=size.rows, steps=steps, device="cuda",
         learning_rate=3e-4, micro_batch=size.micro_batch, compile=arguments.compile, embedding_std=0.02, threads=4,
     )  # fmt: skip
-    source, rows, first = seed_program(arguments.design), [], []
+    source, rows, first = compose(seed_tree(arguments.design)), [], []
 
     def on_metrics(row: dict[str, Any]) -> None:
         first.append(time.time())

@@ -17,8 +17,9 @@ from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.records import Json
 from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.corpus import Corpus
-from asiarch_hpc.training.loop import TrainOutcome, learning_rate, train
+from asiarch_hpc.training.loop import TrainOutcome, train
 from asiarch_hpc.training.monitor import TrainingStoppedError
+from asiarch_hpc.training.schedule import learning_rate
 
 Run = Callable[..., TrainOutcome]
 
@@ -127,7 +128,7 @@ def test_checkpoints_follow_the_clock(run: Run, scale: ScaleConfig, tmp_path: Pa
         if path.exists():
             written.append(path.stat().st_mtime_ns)
 
-    run(scale=replace(scale, checkpoint_seconds=30.0), on_metrics=note, clock=lambda: float(next(ticks)))
+    run(scale=replace(scale, checkpoint_seconds=15.0), on_metrics=note, clock=lambda: float(next(ticks)))
     assert 2 <= len(set(written)) <= 5
 
 
