@@ -1,5 +1,5 @@
 """The (gated) delta rule: a fast-weight memory that replaces what it stored under a key."""
 
-from kernels.delta_rule.chunked import delta_rule
+from kernels.delta_rule.operation import delta_rule
 
 __all__ = ["delta_rule"]

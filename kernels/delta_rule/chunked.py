@@ -11,6 +11,8 @@ from torch import Tensor
 from kernels.chunks import causal_mask, join, onwards, pairwise_decay, split
 from kernels.operands import check_shapes, clamp_log_decay, quarantine, without_autocast, working_dtype
 
+# Of the squared length that queries and keys are divided by, as in flash-linear-attention's l2norm.
+EPS = 1e-6
 AXES = {
     "q": "batch length heads key",
     "k": "batch length heads key",
@@ -31,30 +33,9 @@ def delta_rule(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
+    normalise: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T with a_t = exp(log_decay_t); o_t = scale S_t^T q_t.
-
-    DeltaNet (arXiv 2406.06484) without decay, Gated DeltaNet (arXiv 2412.06464) with one. The caller normalises
-    the keys: with |k| = 1 and beta in [0, 2] the state cannot grow.
-
-    Args:
-        q: [batch, length, heads, key].
-        k: [batch, length, heads, key].
-        v: [batch, length, heads, value].
-        beta: [batch, length, heads], how much of the value stored under the key is replaced.
-        log_decay: [batch, length, heads] natural logarithms, at most 0 (-inf forgets all), or None.
-        scale: of the output; key ** -0.5 by default.
-        initial_state: [batch, heads, key, value] or None for zeros.
-        chunk_size: tokens computed at once; changes speed and rounding only.
-
-    Returns:
-        o [batch, length, heads, value] in v's dtype, and the final state [batch, heads, key, value], float64 for
-        float64 v and float32 otherwise. After a non-finite k, v, beta or log_decay all results of its head are nan.
-
-    Raises:
-        ValueError: shapes that disagree, chunk_size below 1.
-        TypeError: an operand that is not floating point.
-    """
+    """`kernels.delta_rule.delta_rule` on any device, with derivatives of any order."""
     operands = {
         "q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "initial_state": initial_state
     }  # fmt: skip
@@ -66,16 +47,24 @@ def delta_rule(
     chunk = min(chunk_size, length)
     scale = key**-0.5 if scale is None else scale
     with without_autocast(v):
-        query = split(q, chunk, dtype) * scale
+        query = split(q, chunk, dtype)
         tokens = [split(k, chunk, dtype), split(v, chunk, dtype), split(beta.unsqueeze(-1), chunk, dtype)]
         if log_decay is not None:
             tokens.append(split(clamp_log_decay(log_decay, dtype).unsqueeze(-1), chunk, dtype))
         mark, tokens = quarantine(*tokens)
+        if normalise:
+            query, tokens[0] = unit_length(query), unit_length(tokens[0])
+        query = query * scale
         state = query.new_zeros(rows, key, value) if initial_state is None else initial_state.to(dtype).flatten(0, 1)
         out, state = _chunked(query, tokens, state)
         if mark is not None:
             out, state = out + onwards(mark), state + onwards(mark)[-1, :, -1:]
     return join(out, batch, length).to(v.dtype), state.view(batch, heads, key, value)
+
+
+def unit_length(x: Tensor) -> Tensor:
+    """x / sqrt(sum(x²) + EPS) over the last axis."""
+    return x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt()
 
 
 def _chunked(query: Tensor, tokens: list[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:

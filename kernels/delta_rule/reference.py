@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from kernels.delta_rule.chunked import AXES
+from kernels.delta_rule.chunked import AXES, unit_length
 from kernels.operands import check_shapes, without_autocast, working_dtype
 
 
@@ -19,6 +19,7 @@ def delta_rule(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
+    normalise: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Same arguments and results as `kernels.delta_rule.delta_rule`; `chunk_size` has no effect."""
     operands = {
@@ -33,6 +34,8 @@ def delta_rule(
     with without_autocast(v):
         for t in range(size["length"]):
             query, key, value, strength = (x[:, t].to(dtype) for x in (q, k, v, beta))
+            if normalise:
+                query, key = unit_length(query), unit_length(key)
             if log_decay is not None:
                 state = state * log_decay[:, t].to(dtype).exp()[..., None, None]
             stored = torch.einsum("bhkv,bhk->bhv", state, key)

@@ -1,0 +1,178 @@
+"""Triton kernels of the delta rule's backward pass; the adjoint of the states is in `forward_kernels`."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from __future__ import annotations
+
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+from kernels.delta_rule.tiles import (
+    bounded,
+    decays,
+    inverse_length,
+    load_block,
+    load_keys,
+    load_log_decay,
+    load_tile,
+    locate,
+    store_block,
+    store_tile,
+)
+
+# fmt: off
+
+@triton.jit
+def adjoint_additions(
+    q, k, beta, log_decay, inverse, sound, out_grad, addition, scale,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head,
+    LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """What a chunk's outputs add to the gradient of the state it starts from: (e^G Q - P W)ᵀ scale dO."""
+    batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
+    start = chunk * C
+    at = row * CHUNKS + chunk
+    limit = tl.minimum(tl.minimum(LENGTH - start, C), tl.load(sound + at))
+    q += batch * q_batch + start * q_token + head * q_head
+    k += batch * k_batch + start * k_token + head * k_head
+    out_grad += batch * o_batch + start * o_token + head * o_head
+    gates = (batch * LENGTH + start) * HEADS + head
+    rows = tl.arange(0, C)
+
+    query = load_keys(q, q_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
+    key = load_keys(k, k_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
+    erased = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
+    x = load_block(inverse + at * (C * C), 0, C, C, C)
+    attention = tl.dot(key, tl.trans(query), input_precision=PRECISION)
+    if GATED:
+        between, from_start, _, _ = decays(load_log_decay(log_decay + gates, HEADS, limit, C), C)
+        attention = attention * tl.trans(between)
+        erased = erased * from_start
+    attention = tl.where(rows[:, None] <= rows[None, :], attention * scale, 0.0).to(DOT)
+    for first in tl.static_range(0, BV, PART):
+        o = load_tile(out_grad, o_token, limit, first, VALUE, C, PART, EVEN_V)
+        z = tl.dot(attention, o.to(DOT), input_precision=PRECISION)
+        z = tl.dot(tl.trans(x), z.to(DOT), input_precision=PRECISION) * erased[:, None]
+        if GATED:
+            o = o.to(tl.float32) * from_start[:, None]
+        added = tl.dot(tl.trans(query), o.to(DOT), input_precision=PRECISION) * scale
+        added -= tl.dot(tl.trans(key), z.to(DOT), input_precision=PRECISION)
+        store_block(addition + at * (BK * BV), added, first, BK, BV, PART)
+
+
+@triton.jit
+def gradients(
+    q, k, v, beta, log_decay, inverse, before, sound, out_grad, after_grad,
+    q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, o_batch, o_token, o_head,
+    LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    """All gradients of a chunk, from its first state and the gradient of its last one."""
+    batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
+    start = chunk * C
+    length = tl.minimum(LENGTH - start, C)
+    at = row * CHUNKS + chunk
+    limit = tl.minimum(length, tl.load(sound + at))
+    q += batch * q_batch + start * q_token + head * q_head
+    k += batch * k_batch + start * k_token + head * k_head
+    v += batch * v_batch + start * v_token + head * v_head
+    out_grad += batch * o_batch + start * o_token + head * o_head
+    gates = (batch * LENGTH + start) * HEADS + head
+    rows = tl.arange(0, C)
+
+    query = load_keys(q, q_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
+    key = load_keys(k, k_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
+    strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
+    x = load_block(inverse + at * (C * C), 0, C, C, C)
+    causal = rows[:, None] >= rows[None, :]
+    attention = tl.where(causal, tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale, 0.0)
+    if GATED:
+        between, from_start, to_end, whole = decays(load_log_decay(log_decay + gates, HEADS, limit, C), C)
+        attention = attention * between
+    weights = attention.to(DOT)
+
+    attention_grad = tl.zeros((C, C), tl.float32)
+    overlap_grad = tl.zeros((C, C), tl.float32)
+    query_grad = tl.zeros((C, BK), tl.float32)
+    key_grad = tl.zeros((C, BK), tl.float32)
+    strength_grad = tl.zeros((C,), tl.float32)
+    cumulative_grad = tl.zeros((C,), tl.float32)
+    whole_grad = 0.0
+    for first in tl.range(0, BV, PART):
+        state = load_block(before + at * (BK * BV), first, BK, BV, PART)
+        state_grad = load_block(after_grad + at * (BK * BV), first, BK, BV, PART)
+        value = load_tile(v, v_token, limit, first, VALUE, C, PART, EVEN_V).to(tl.float32)
+        o = load_tile(out_grad, o_token, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
+        stored = tl.dot(key, state, input_precision=PRECISION)
+        u_grad = tl.dot(key, state_grad, input_precision=PRECISION)
+        if GATED:
+            stored = stored * from_start[:, None]
+            u_grad = u_grad * to_end[:, None]
+        error = value - stored
+        u = tl.dot(x, bounded(error * strength[:, None]).to(DOT), input_precision=PRECISION)
+        if GATED:
+            moved = tl.where(rows < C - 1, tl.sum(u * u_grad, 1), 0.0)
+            cumulative_grad -= moved
+            whole_grad += tl.sum(moved, 0) + tl.sum(state.to(tl.float32) * state_grad.to(tl.float32)) * whole
+        u_grad += tl.dot(tl.trans(weights), o, input_precision=PRECISION)
+        written = tl.dot(tl.trans(x), u_grad.to(DOT), input_precision=PRECISION)
+        strength_grad += tl.sum(written * error, 1)
+        value_grad = written * strength[:, None]
+        store_tile(v_grad + gates * VALUE, value_grad, HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)
+        transposed = tl.trans(u.to(DOT))
+        attention_grad += tl.dot(o, transposed, input_precision=PRECISION)
+        overlap_grad -= tl.dot(written.to(DOT), transposed, input_precision=PRECISION)
+        query_grad += tl.dot(o, tl.trans(state), input_precision=PRECISION)
+        if GATED:
+            cumulative_grad -= tl.sum(value_grad * stored, 1)
+            value_grad = value_grad * from_start[:, None]
+            u = u * to_end[:, None]
+        key_grad += tl.dot(u.to(DOT), tl.trans(state_grad), input_precision=PRECISION)
+        key_grad -= tl.dot(value_grad.to(DOT), tl.trans(state), input_precision=PRECISION)
+
+    attention_grad = tl.where(causal, attention_grad, 0.0)
+    overlap_grad = tl.where(rows[:, None] > rows[None, :], overlap_grad, 0.0)
+    wide = key.to(tl.float32)
+    query_grad = query_grad * scale
+    if GATED:
+        query_grad = query_grad * from_start[:, None]
+        cumulative_grad += tl.sum(query.to(tl.float32) * query_grad, 1)
+        flow = tl.where(rows[:, None] > rows[None, :], attention * attention_grad, 0.0)
+        cumulative_grad += tl.sum(flow, 1) - tl.sum(flow, 0)
+        attention_grad = attention_grad * between
+        overlap_grad = overlap_grad * between
+    weights = (attention_grad * scale).to(DOT)
+    query_grad += tl.dot(weights, key, input_precision=PRECISION)
+    key_grad += tl.dot(tl.trans(weights), query, input_precision=PRECISION)
+    if NORMALISE:
+        query_grad = _through_length(query_grad, query, q, q_token, limit, KEY, C, BK, EVEN_K, EPS)
+    store_tile(q_grad + gates * KEY, query_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
+    weights = overlap_grad.to(DOT)
+    pulled = tl.dot(weights, key, input_precision=PRECISION)
+    pushed = tl.dot(tl.trans(weights), (wide * strength[:, None]).to(DOT), input_precision=PRECISION)
+    along = tl.sum(wide * pulled, 1)
+    strength_grad += along
+    tl.store(beta_grad + gates + rows * HEADS, strength_grad.to(beta_grad.dtype.element_ty), mask=rows < length)
+    if GATED:
+        cumulative_grad += along * strength - tl.sum(wide * pushed, 1)
+        sums = tl.cumsum(cumulative_grad, 0, reverse=True) + whole_grad
+        tl.store(log_decay_grad + gates + rows * HEADS, sums.to(log_decay_grad.dtype.element_ty), mask=rows < length)
+    key_grad += pulled * strength[:, None] + pushed
+    if NORMALISE:
+        key_grad = _through_length(key_grad, key, k, k_token, limit, KEY, C, BK, EVEN_K, EPS)
+    store_tile(k_grad + gates * KEY, key_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
+
+
+@triton.jit
+def _through_length(grad, unit, pointer, stride, limit, width, C: tl.constexpr, BLOCK: tl.constexpr,
+                    EVEN: tl.constexpr, EPS: tl.constexpr):
+    """The gradient of a tile whose rows were divided by their lengths."""
+    factor = inverse_length(load_tile(pointer, stride, limit, 0, width, C, BLOCK, EVEN), EPS)
+    unit = unit.to(tl.float32)
+    return factor * (grad - unit * tl.sum(unit * grad, 1)[:, None])

@@ -1,0 +1,81 @@
+"""The delta rule: picks the way it is computed."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from kernels.delta_rule import chunked
+from kernels.operands import check_shapes
+
+_TRITON = find_spec("triton") is not None
+_WIDEST = 256
+
+
+def delta_rule(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 64,
+    normalise: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T with a_t = exp(log_decay_t); o_t = scale S_t^T q_t.
+
+    DeltaNet (arXiv 2406.06484) without decay, Gated DeltaNet (arXiv 2412.06464) with one. With |k| = 1,
+    which `normalise` or the caller sees to, and beta in [0, 2] the state cannot grow.
+
+    bfloat16, float16 and float32 on a GPU, to widths of 256: Triton kernels (`triton.py`), whose products have
+    bfloat16 operands where q, k and v do and tf32's or float32's precision elsewhere. Else `chunked.py`.
+
+    Args:
+        q: [batch, length, heads, key].
+        k: [batch, length, heads, key].
+        v: [batch, length, heads, value].
+        beta: [batch, length, heads], how much of the value stored under the key is replaced.
+        log_decay: [batch, length, heads] natural logarithms, at most 0 (-inf forgets all), or None.
+        scale: of the output; key ** -0.5 by default.
+        initial_state: [batch, heads, key, value] or None for zeros.
+        chunk_size: tokens computed at once; changes speed and rounding only; the Triton kernels have their own.
+        normalise: divides q and k by their lengths first, sqrt(sum of squares + 1e-6) in float32.
+
+    Returns:
+        o [batch, length, heads, value] in v's dtype, and the final state [batch, heads, key, value], float64 for
+        float64 v and float32 otherwise. After a non-finite k, v, beta or log_decay all results of its head are nan.
+
+    Raises:
+        ValueError: shapes that disagree, chunk_size below 1.
+        TypeError: an operand that is not floating point.
+    """
+    operands = {
+        "q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "initial_state": initial_state
+    }  # fmt: skip
+    if not _on_gpu(list(operands.values())):
+        return chunked.delta_rule(
+            q, k, v, beta, log_decay, scale=scale, initial_state=initial_state, chunk_size=chunk_size,
+            normalise=normalise,
+        )  # fmt: skip
+    size = check_shapes("delta_rule", **{name: (operands[name], chunked.AXES[name]) for name in chunked.AXES})
+    if chunk_size < 1:
+        raise ValueError(f"delta_rule: chunk_size is {chunk_size}, expected at least 1")
+    # Here, because importing Triton takes time that only work on a GPU should spend.
+    from kernels.delta_rule import triton
+
+    scale = size["key"] ** -0.5 if scale is None else scale
+    return triton.delta_rule(q, k, v, beta, log_decay, initial_state, scale=scale, normalise=normalise)
+
+
+def _on_gpu(operands: list[Tensor | None]) -> bool:
+    """Whether the Triton kernels can take them."""
+    given = [x for x in operands if x is not None]
+    return (
+        _TRITON
+        and all(x.is_cuda and x.dtype in (torch.bfloat16, torch.float16, torch.float32) for x in given)
+        and all(x.shape[-1] <= _WIDEST for x in given[:3] if x.ndim)
+    )

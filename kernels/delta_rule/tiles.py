@@ -1,0 +1,147 @@
+"""What the Triton kernels of the delta rule share: tiles of operands, decays, the inverse of a chunk's system."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from __future__ import annotations
+
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+# Larger entries of a chunk's solution count as overflow; products of two smaller ones and their sums stay finite.
+LARGEST = tl.constexpr(1e18)
+# exp() of anything below is exactly zero in float32.
+ZERO_BELOW = tl.constexpr(-104.0)
+
+
+# fmt: off
+
+@triton.jit
+def locate(program, CHUNKS, HEADS):
+    """Batch, chunk, head and row (batch * heads + head) of a program; heads change fastest, as in memory."""
+    head = program % HEADS
+    chunk = (program // HEADS) % CHUNKS
+    batch = (program // HEADS // CHUNKS).to(tl.int64)
+    return batch, chunk, head, batch * HEADS + head
+
+
+@triton.jit
+def load_tile(pointer, stride, limit, first, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
+    """[C, BLOCK] from column `first`; zeros from row `limit` and column `width` on."""
+    row = tl.arange(0, C)[:, None]
+    column = first + tl.arange(0, BLOCK)[None, :]
+    mask = row < limit
+    if not EVEN:
+        mask = mask & (column < width)
+    return tl.load(pointer + row * stride + column, mask=mask, other=0.0)
+
+
+@triton.jit
+def store_tile(pointer, x, stride, limit, first, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
+    row = tl.arange(0, C)[:, None]
+    column = first + tl.arange(0, BLOCK)[None, :]
+    mask = row < limit
+    if not EVEN:
+        mask = mask & (column < width)
+    tl.store(pointer + row * stride + column, x.to(pointer.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def load_block(pointer, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    """Columns first .. first + BLOCK of a contiguous matrix [ROWS, COLUMNS]."""
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
+    return tl.load(pointer + row * COLUMNS + (first + column))
+
+
+@triton.jit
+def store_block(pointer, x, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
+    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
+    tl.store(pointer + row * COLUMNS + (first + column), x.to(pointer.dtype.element_ty))
+
+
+@triton.jit
+def inverse_length(x, EPS: tl.constexpr):
+    """1 / sqrt(sum(x²) + eps) of each row: [rows, 1] float32."""
+    wide = x.to(tl.float32)
+    return 1.0 / tl.sqrt(tl.sum(wide * wide, 1)[:, None] + EPS)
+
+
+@triton.jit
+def load_keys(pointer, stride, limit, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr,
+              NORMALISE: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr):
+    """A tile of keys or queries, of unit length if asked for, in the type of the products."""
+    x = load_tile(pointer, stride, limit, 0, width, C, BLOCK, EVEN)
+    if NORMALISE:
+        x = x.to(tl.float32) * inverse_length(x, EPS)
+    return x.to(DOT)
+
+
+@triton.jit
+def load_log_decay(pointer, stride, limit, C: tl.constexpr):
+    """[C] float32, at least ZERO_BELOW; nan stays."""
+    row = tl.arange(0, C)
+    x = tl.load(pointer + row * stride, mask=row < limit, other=0.0).to(tl.float32)
+    return tl.where(x < ZERO_BELOW, ZERO_BELOW, x)
+
+
+@triton.jit
+def decays(log_decay, C: tl.constexpr):
+    """Decay between tokens [C, C], from the start [C], to the end [C], of the whole chunk [].
+
+    Sums in float64, kept as two float32 numbers, because one strong decay makes them large and the later weak ones
+    small beside them.
+    """
+    exact = tl.cumsum(log_decay.to(tl.float64), 0)
+    whole = tl.sum(log_decay.to(tl.float64), 0)
+    high = exact.to(tl.float32)
+    low = (exact - high.to(tl.float64)).to(tl.float32)
+    row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    difference = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
+    between = tl.where(row >= column, tl.exp(tl.where(row > column, difference, 0.0)), 0.0)
+    return between, tl.exp(high), tl.exp((whole - exact).to(tl.float32)), tl.exp(whole.to(tl.float32))
+
+
+@triton.jit
+def bounded(x):
+    """Overflow and nan become LARGEST, so that zeros of a mask times them stay zeros."""
+    return tl.where(tl.abs(x) < LARGEST, x, LARGEST)
+
+
+@triton.jit
+def first_row(damaged, C: tl.constexpr):
+    """The first of the damaged rows [C], C if there is none."""
+    return tl.min(tl.where(damaged, tl.arange(0, C), C), 0)
+
+
+@triton.jit
+def _merge(x, a, row, column, SIZE: tl.constexpr, PRECISION: tl.constexpr):
+    """Inverted diagonal blocks of twice the size."""
+    between = (row // (2 * SIZE) == column // (2 * SIZE)) & (row // SIZE != column // SIZE)
+    step = tl.dot(x, tl.where(between, a, 0.0), input_precision=PRECISION)
+    return bounded(x - tl.dot(step, x, input_precision=PRECISION))
+
+
+@triton.jit
+def unit_lower_inverse(a, C: tl.constexpr, PRECISION: tl.constexpr):
+    """(I + a)⁻¹ of a strictly lower triangular a [C, C] in float32, by block forward substitution.
+
+    Two inverted diagonal blocks X₁, X₂ and the block a₂₁ below give -X₂ a₂₁ X₁; with X the diagonal blocks and a' the
+    blocks between pairs, X - X a' X for all pairs at once. Blocks to 16 x 16 are computed apart from the rest.
+    """
+    blocks: tl.constexpr = C // 16
+    apart = tl.reshape(a, (blocks, 16, blocks, 16))
+    block = tl.arange(0, blocks)
+    on_diagonal = block[:, None, None, None] == block[None, None, :, None]
+    small = tl.sum(tl.where(on_diagonal, apart, 0.0), 2)
+    row, column = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
+    x = tl.where(row == column, 1.0, 0.0) - tl.where(row // 2 == column // 2, small, 0.0)
+    for level in tl.static_range(1, 4):
+        x = _merge(x, small, row, column, 2**level, PRECISION)
+    if blocks == 1:
+        x = tl.reshape(x, (C, C))
+    else:
+        x = tl.reshape(tl.where(on_diagonal, x[:, :, None, :], 0.0), (C, C))
+        row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+        for level in tl.static_range(4, 7):
+            if 2**level < C:
+                x = _merge(x, a, row, column, 2**level, PRECISION)
+    return x

@@ -1,0 +1,277 @@
+"""The delta rule on a GPU: Triton kernels, as operators of PyTorch that torch.compile does not look into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from torch import Tensor
+
+from kernels.delta_rule import backward_kernels, chunked, forward_kernels
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Sizes of one kernel's programs."""
+
+    part: int
+    warps: int
+    stages: int
+    registers: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the kernels need to know about shapes and types at compile time."""
+
+    chunk: int
+    key: int
+    value: int
+    dot: torch.dtype
+    precision: str
+    solve: str
+    transitions: Launch
+    states: Launch
+    outputs: Launch
+    adjoint: Launch
+    gradients: Launch
+
+
+# By padded width, the larger of the two: tokens of a chunk; columns at once, warps and stages of each kernel.
+_HALF = {
+    16: (32, (16, 1, 1), (16, 1, 4), (16, 1, 1), (16, 1, 1), (16, 2, 1)),
+    32: (32, (32, 1, 1), (16, 1, 4), (32, 1, 1, 96), (32, 1, 1, 96), (32, 2, 1, 168)),
+    64: (64, (64, 4, 1, 128), (32, 4, 3), (64, 4, 1), (64, 4, 1), (64, 4, 1)),
+    128: (64, (64, 4, 1, 168), (64, 4, 2), (64, 4, 1), (64, 4, 1), (64, 4, 1)),
+    256: (64, (64, 8, 1), (16, 8, 1), (64, 4, 1), (64, 4, 1), (64, 4, 1)),
+}
+_SINGLE = {
+    16: (32, (16, 1, 1), (16, 1, 2), (16, 1, 1), (16, 1, 1), (16, 1, 1)),
+    32: (32, (32, 2, 1), (16, 2, 2), (32, 2, 1), (32, 2, 1), (32, 2, 1)),
+    64: (32, (32, 4, 1), (16, 4, 2), (32, 4, 1), (32, 4, 1), (32, 4, 1)),
+    128: (32, (32, 4, 1), (16, 4, 1), (32, 4, 1), (32, 4, 1), (32, 8, 1)),
+    256: (16, (32, 8, 1), (16, 8, 1), (32, 8, 1), (32, 8, 1), (16, 8, 1)),
+}
+_PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "tf32x3"}
+_TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+def plan(q: Tensor, k: Tensor, v: Tensor) -> Plan:
+    """Products of bfloat16 operands are bfloat16's, those of others tf32's, for float32 in three terms."""
+    wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    dot = torch.bfloat16 if wide == torch.bfloat16 else torch.float32
+    key, value = (max(16, triton.next_power_of_2(x.shape[-1])) for x in (k, v))
+    if dot == torch.bfloat16 and max(key, value) > 32:
+        key, value = max(key, 64), max(value, 64)  # narrower tiles fault now and then in Triton 3.6's wgmma
+    chunk, *launches = (_HALF if dot == torch.bfloat16 else _SINGLE)[max(key, value)]
+    precision = _PRECISIONS[wide]
+    return Plan(chunk, key, value, dot, precision, precision, *(Launch(*x) for x in launches))
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Strides may be any, but for that of the last axis."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    return x.stride(0), x.stride(1), x.stride(2)
+
+
+def _common(p: Plan, launch: Launch, q: Tensor, v: Tensor, log_decay: Tensor | None, normalise: bool) -> dict[str, Any]:
+    return {
+        "C": p.chunk,
+        "BK": p.key,
+        "BV": p.value,
+        "PART": min(launch.part, p.value),
+        "EVEN_K": q.shape[-1] == p.key,
+        "EVEN_V": v.shape[-1] == p.value,
+        "GATED": log_decay is not None,
+        "NORMALISE": normalise,
+        "EPS": chunked.EPS,
+        "DOT": _TRITON_TYPES[p.dot],
+        "PRECISION": p.precision,
+        "num_warps": launch.warps,
+        "num_stages": launch.stages,
+        "maxnreg": launch.registers,
+    }
+
+
+def _scan(
+    p: Plan, transition: Tensor, addition: Tensor, kept: Tensor | None, sound: Tensor, boundary: Tensor | None,
+    before: Tensor, after: Tensor, *, backward: bool,
+) -> None:  # fmt: skip
+    """Writes the states between chunks to `before` and the last one to `after`."""
+    rows, chunks = transition.shape[:2]
+    part = min(p.states.part, p.value)
+    forward_kernels.states[(p.value // part, rows)](
+        transition, addition, kept, sound, boundary, before, after, chunks, *after.shape[2:],
+        C=p.chunk, BK=p.key, BV=p.value, PART=part, GATED=kept is not None, BOUNDED=boundary is not None,
+        BACKWARD=backward, DOT=_TRITON_TYPES[p.dot], PRECISION=p.precision, STAGES=p.states.stages,
+        num_warps=p.states.warps,
+    )  # fmt: skip
+
+
+@torch.library.custom_op("kernels::delta_rule", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial_state: Tensor | None,
+    scale: float, normalise: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output and final state, and for the backward pass: inverse, transition, kept, before, sound."""
+    p, results = plan(q, k, v), _empty(q, k, v)
+    out, after, inverse, transition, kept, before, sound = results
+    q, k, v, beta = _rows(q), _rows(k), _rows(v), beta.contiguous()
+    log_decay = None if log_decay is None else log_decay.contiguous()
+    boundary = None if initial_state is None else initial_state.contiguous()
+    (batch, length, heads, key), value = q.shape, v.shape[-1]
+    chunks = sound.shape[1]
+    addition = torch.empty_like(before)
+    grid, sizes = (batch * chunks * heads,), (length, heads, chunks, key, value)
+    part = p.transitions.part
+    forward_kernels.transitions[grid](
+        k, v, beta, log_decay, inverse, transition, addition, kept, sound, *_strides(k), *_strides(v), *sizes,
+        SOLVE=p.solve, PART_V=min(part, p.value),
+        **(_common(p, p.transitions, q, v, log_decay, normalise) | {"PART": min(part, p.key)}),
+    )  # fmt: skip
+    gates = None if log_decay is None else kept
+    _scan(p, transition, addition, gates, sound, boundary, before, after, backward=False)
+    forward_kernels.outputs[grid](
+        q, k, v, beta, log_decay, inverse, before, sound, out, scale, *_strides(q), *_strides(k), *_strides(v),
+        *sizes, **_common(p, p.outputs, q, v, log_decay, normalise),
+    )  # fmt: skip
+    return results
+
+
+@_forward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial_state: Tensor | None,
+    scale: float, normalise: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty(q, k, v)
+
+
+def _empty(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    p = plan(q, k, v)
+    batch, length, heads, key = q.shape
+    rows, chunks, value = batch * heads, -(-length // p.chunk), v.shape[-1]
+    return (
+        v.new_empty(batch, length, heads, value),
+        v.new_empty(batch, heads, key, value, dtype=torch.float32),
+        v.new_empty(rows, chunks, p.chunk, p.chunk, dtype=p.dot),
+        v.new_empty(rows, chunks, p.key, p.key, dtype=p.dot),
+        v.new_empty(rows, chunks, dtype=torch.float32),
+        v.new_empty(rows, chunks, p.key, p.value, dtype=p.dot),
+        v.new_empty(rows, chunks, dtype=torch.int32),
+    )
+
+
+@torch.library.custom_op("kernels::delta_rule_backward", mutates_args=())
+def _backward(
+    out_grad: Tensor | None, after_grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
+    log_decay: Tensor | None, initial_state: Tensor | None, inverse: Tensor, transition: Tensor, kept: Tensor,
+    before: Tensor, sound: Tensor, scale: float, normalise: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, beta, log_decay (empty without one) and initial_state."""
+    p, results = plan(q, k, v), _empty_gradients(q, k, v, beta, log_decay)
+    q_grad, k_grad, v_grad, beta_grad, log_decay_grad, state_grad = results
+    q, k, v, beta = _rows(q), _rows(k), _rows(v), beta.contiguous()
+    out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else _rows(out_grad)
+    log_decay = None if log_decay is None else log_decay.contiguous()
+    boundary = None if after_grad is None else after_grad.contiguous()
+    (batch, length, heads, key), value = q.shape, v.shape[-1]
+    chunks = sound.shape[1]
+    addition, states_grad = torch.empty_like(before), torch.empty_like(before)
+    grid, sizes = (batch * chunks * heads,), (length, heads, chunks, key, value)
+    qk = (*_strides(q), *_strides(k))
+    backward_kernels.adjoint_additions[grid](
+        q, k, beta, log_decay, inverse, sound, out_grad, addition, scale, *qk, *_strides(out_grad), *sizes,
+        **_common(p, p.adjoint, q, v, log_decay, normalise),
+    )  # fmt: skip
+    gates = None if log_decay is None else kept
+    _scan(p, transition, addition, gates, sound, boundary, states_grad, state_grad, backward=True)
+    backward_kernels.gradients[grid](
+        q, k, v, beta, log_decay, inverse, before, sound, out_grad, states_grad,
+        q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale, *qk, *_strides(v), *_strides(out_grad), *sizes,
+        **_common(p, p.gradients, q, v, log_decay, normalise),
+    )  # fmt: skip
+    return results
+
+
+@_backward.register_fake
+def _(
+    out_grad: Tensor | None, after_grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
+    log_decay: Tensor | None, initial_state: Tensor | None, inverse: Tensor, transition: Tensor, kept: Tensor,
+    before: Tensor, sound: Tensor, scale: float, normalise: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty_gradients(q, k, v, beta, log_decay)
+
+
+def _empty_gradients(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q_grad, k_grad, v_grad, beta_grad = (
+        torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v, beta)
+    )
+    decay_grad = beta.new_empty(0) if log_decay is None else log_decay.new_empty(log_decay.shape)
+    state_grad = v.new_empty(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+    return q_grad, k_grad, v_grad, beta_grad, decay_grad, state_grad
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *operands, ctx.scale, ctx.normalise = inputs
+    ctx.save_for_backward(*operands, *output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, beta, log_decay, initial_state, *kept = ctx.saved_tensors
+    *found, decay_grad, state_grad = _backward(
+        grads[0], grads[1], q, k, v, beta, log_decay, initial_state, *kept, ctx.scale, ctx.normalise
+    )
+    found.append(None if log_decay is None else decay_grad)
+    found.append(None if initial_state is None else state_grad.to(initial_state.dtype))
+    return *found, None, None
+
+
+def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.scale, ctx.normalise = inputs[-2:]
+    ctx.save_for_backward(*inputs[:8])
+    ctx.set_materialize_grads(False)
+
+
+def _derivatives(weighted: list[tuple[Tensor, Tensor]], of: list[Tensor]) -> tuple[Tensor, ...]:
+    results, weights = zip(*weighted, strict=True)
+    return torch.autograd.grad(results, of, weights, create_graph=True, allow_unused=True)
+
+
+def _differentiate_twice(ctx: Any, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Second derivatives are those of the chunked form."""
+    with torch.enable_grad():
+        inputs = [None if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors]
+        operands = inputs[2:]
+        results = chunked.delta_rule(
+            *cast(list[Tensor], operands[:5]), scale=ctx.scale, initial_state=operands[5], normalise=ctx.normalise
+        )
+        outer = [(x, g) for x, g in zip(results, inputs[:2], strict=True) if g is not None]
+        known = [x for x in operands if x is not None]
+        first = iter(_derivatives(outer, known))
+        grads = [None if x is None else next(first) for x in operands]
+        inner = [(g, w) for g, w in zip(grads, weights, strict=True) if g is not None and w is not None]
+        known = [x for x in inputs if x is not None]
+        second = iter(_derivatives(inner, known))
+    return *(None if x is None else next(second) for x in inputs), *[None] * 7
+
+
+_forward.register_autograd(_differentiate, setup_context=_remember)
+_backward.register_autograd(_differentiate_twice, setup_context=_remember_backward)
+
+
+def delta_rule(
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial_state: Tensor | None,
+    *, scale: float, normalise: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As `kernels.delta_rule.delta_rule`, for operands that it sends here."""
+    out, state, *_ = _forward(q, k, v, beta, log_decay, initial_state, scale, normalise)
+    return out, state

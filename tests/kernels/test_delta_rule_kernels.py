@@ -1,0 +1,176 @@
+"""The Triton kernels of the delta rule against its reference: on a GPU, and by Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.delta_rule import chunked, delta_rule, reference
+from tests.kernels.cases import Operands, error, gradients, requiring_grad
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Everything in this file but the test that starts the interpreter.
+needs_kernels = [] if INTERPRETED else [pytest.mark.gpu]
+on_gpu = pytest.mark.skipif(INTERPRETED, reason="too large for the interpreter, or not float32")
+DEVICE = "cpu" if INTERPRETED else "cuda"
+# The relative error that the products' operands bring, rounded to 8 bits of mantissa (bfloat16) or 11 (tf32).
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 1e-2}
+
+
+def ours(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None, **options: Any) -> Any:
+    if not INTERPRETED:
+        return delta_rule(q, k, v, beta, log_decay, **options)
+    from kernels.delta_rule import triton
+
+    options = {"initial_state": None, "scale": q.shape[-1] ** -0.5, "normalise": False} | options
+    return triton.delta_rule(q, k, v, beta, log_decay, **options)
+
+
+def operands(
+    length: int, key: int, value: int, *, gated: bool = False, initial: bool = False, batch: int = 1, heads: int = 2,
+    dtype: torch.dtype = torch.float32, most: float = 2.0,
+) -> Operands:  # fmt: skip
+    generator = torch.Generator(DEVICE).manual_seed(torch.seed() % 2**31 if not INTERPRETED else length + key)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=DEVICE)
+
+    made = {
+        "q": draw(batch, length, heads, key),
+        "k": F.normalize(draw(batch, length, heads, key), dim=-1),
+        "v": draw(batch, length, heads, value),
+        "beta": draw(batch, length, heads).sigmoid() * most,
+    }
+    made |= {"log_decay": -(draw(batch, length, heads) - 1).exp()} if gated else {}
+    made |= {"initial_state": draw(batch, heads, key, value)} if initial else {}
+    return {name: x.to(dtype) for name, x in made.items()}
+
+
+def compare(made: Operands, *, exact: Any = reference.delta_rule, bound: float | None = None, **options: Any) -> None:
+    """Results and gradients against float64's."""
+    bound = TOLERANCES[made["v"].dtype] if bound is None else bound
+    if not INTERPRETED:
+        torch.full((2**26,), torch.nan, device=DEVICE)  # what is not written shows
+    mine, theirs = requiring_grad(made), requiring_grad({name: x.double() for name, x in made.items()})
+    found, wanted = ours(**mine, **options), exact(**theirs, **options)
+    for index, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        assert a.shape == b.shape
+        assert error(a, b) < bound, f"result {index}"
+    mine_grad, theirs_grad = gradients(found, mine), gradients(wanted, theirs)
+    for name in made:
+        assert error(mine_grad[name], theirs_grad[name]) < bound, f"gradient of {name}"
+
+
+class TestKernels:
+    pytestmark = needs_kernels
+
+    @pytest.mark.parametrize("length", [1, 15, 63, 64, 65, 100])
+    def test_lengths(self, length: int) -> None:
+        compare(operands(length, 16, 16, gated=length % 2 == 0, initial=length % 2 == 0))
+
+    @pytest.mark.parametrize(("key", "value"), [(16, 32), (20, 50), (3, 1)])
+    def test_widths(self, key: int, value: int) -> None:
+        compare(operands(40, key, value, gated=True, initial=True), normalise=True, scale=-0.3)
+
+    @pytest.mark.parametrize("beta", [0.0, 1.0, 2.0])
+    def test_repeated_keys(self, beta: float) -> None:
+        made = operands(64, 8, 8)
+        keys = made["k"][:, :2].repeat(1, 32, 1, 1)
+        compare(made | {"k": keys, "beta": torch.full_like(made["beta"], beta)})
+
+    @pytest.mark.parametrize("decay", [0.0, -1e-3, -0.5, -30.0, -200.0, -torch.inf])
+    def test_extreme_decays(self, decay: float) -> None:
+        made = operands(40, 16, 16, gated=True, initial=True, heads=1)
+        compare(made | {"log_decay": torch.full_like(made["log_decay"], decay)})
+        mixed = torch.where(torch.rand_like(made["log_decay"]) < 0.2, decay, -1e-3)
+        mixed[:, 0] = -1e3  # sums in float32 would lose what follows
+        compare(made | {"log_decay": mixed})
+
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow
+    @pytest.mark.parametrize("value", [torch.nan, torch.inf, -1e30, -1e4])
+    def test_a_later_token_never_reaches_an_earlier_output(self, value: float) -> None:
+        made = operands(40, 16, 16, gated=True)
+        before = ours(**made)[0]
+        for name in made:
+            for position in (5, 33):
+                changed = made[name].clone()
+                changed[:, position:, 0] = value
+                after, state = ours(**(made | {name: changed}))
+                assert torch.equal(after[:, :position], before[:, :position]), (name, position)
+                assert torch.equal(after[:, :, 1], before[:, :, 1]), (name, position)
+                if abs(value) != 1e4 and name != "q" and not (name == "log_decay" and value < 0):
+                    assert after[:, position:, 0].isnan().all(), (name, position)
+                    assert state[:, 0].isnan().all(), (name, position)
+
+    def test_operands_with_strides(self) -> None:
+        made = operands(40, 16, 16)
+        packed = torch.cat([made[name] for name in "qkv"], -1)
+        apart = dict(zip("qkv", packed.chunk(3, -1), strict=True))
+        assert not apart["k"].is_contiguous()
+        assert torch.equal(ours(**(made | apart))[0], ours(**made)[0])
+        transposed = made["v"].transpose(1, 3).contiguous().transpose(1, 3)
+        assert torch.equal(ours(**(made | {"v": transposed}))[0], ours(**made)[0])
+
+    def test_compiled_whole(self) -> None:
+        made = requiring_grad(operands(40, 16, 16, gated=True))
+        backend = "aot_eager" if INTERPRETED else "inductor"
+        compiled = torch.compile(lambda x: ours(**x, normalise=True), fullgraph=True, backend=backend)
+        found, wanted = compiled(made), ours(**made, normalise=True)
+        assert torch.equal(found[0], wanted[0])
+        mine, theirs = gradients(found, made), gradients(wanted, made)
+        assert all(error(mine[name], theirs[name]) < 1e-6 for name in made)
+
+    def test_second_derivatives(self) -> None:
+        made = operands(20, 4, 3, gated=True, initial=True)
+        found = []
+        for function in (ours, chunked.delta_rule):
+            inputs = requiring_grad(made)
+            total = sum(x.sin().sum() for x in function(**inputs, scale=0.5))
+            first = torch.autograd.grad(total, list(inputs.values()), create_graph=True)
+            found.append(torch.autograd.grad(sum(x.square().sum() for x in first), list(inputs.values())))
+        assert all(error(a, b) < 1e-5 for a, b in zip(*found, strict=True))
+
+    @on_gpu
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+    @pytest.mark.parametrize("gated", [False, True])
+    @pytest.mark.parametrize(
+        ("key", "value"), [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (96, 200), (32, 128)]
+    )
+    def test_types_and_widths(self, key: int, value: int, gated: bool, dtype: torch.dtype) -> None:
+        for length in (1, 63, 100, 1000):
+            made = operands(length, key, value, gated=gated, initial=gated, dtype=dtype, most=1.0)
+            compare(made, exact=chunked.delta_rule, normalise=True)
+
+    @on_gpu
+    @pytest.mark.parametrize("width", [32, 64, 128])
+    def test_long_sequences(self, width: int) -> None:
+        for length in (2047, 32768):
+            for dtype in (torch.bfloat16, torch.float32):
+                compare(operands(length, width, width, dtype=dtype), exact=chunked.delta_rule, normalise=True)
+
+    @on_gpu
+    def test_same_operands_same_bits(self) -> None:
+        made = requiring_grad(operands(2048, 32, 32, batch=8, heads=8, gated=True, dtype=torch.bfloat16))
+        results = ours(**made)
+        wanted = [*results, *gradients(results, made).values()]
+        for _ in range(20):
+            results = ours(**made)
+            found = [*results, *gradients(results, made).values()]
+            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is it")
+def test_by_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "TestKernels", __file__]
+    done = subprocess.run(
+        words, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
