@@ -30,12 +30,14 @@ from asiarch_hpc.config.schema import (
     FitnessConfig,
     GateConfig,
     LimitsConfig,
+    MixtureConfig,
     OperatorConfig,
     PromotionConfig,
     ResourceConfig,
     ScaleConfig,
     SearchConfig,
     StageConfig,
+    TextConfig,
 )
 from asiarch_hpc.config.stages import at_stage, stage_of
 
@@ -52,6 +54,7 @@ __all__ = [
     "FitnessConfig",
     "GateConfig",
     "LimitsConfig",
+    "MixtureConfig",
     "NoveltyConfig",
     "OperatorConfig",
     "PromotionConfig",
@@ -62,6 +65,7 @@ __all__ = [
     "SearchConfig",
     "ServerConfig",
     "StageConfig",
+    "TextConfig",
     "at_stage",
     "carried_out_by",
     "check",

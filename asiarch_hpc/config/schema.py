@@ -9,22 +9,45 @@ from asiarch_hpc.config.agents import AgentsConfig
 
 
 @dataclass
-class DataConfig:
-    """Where the text comes from and how it becomes tokens."""
+class TextConfig:
+    """One source of text."""
 
     source: str = "python-stdlib"  # python-stdlib | text | jsonl | parquet | huggingface
     paths: list[str] = field(default_factory=list)  # files or folders; .xz and .gz are read directly
-    dataset: str = ""  # Hugging Face data set, with `subset` and `split`
+    dataset: str = ""  # Hugging Face data set, read as a stream, with `subset`, `split` and `revision`
     subset: str | None = None
     split: str = "train"
+    revision: str | None = None  # commit or tag of the data set; without one, its newest
     text_field: str = "text"
-    tokenizer: str = "bpe"  # bpe (trained on the corpus) | bytes | a folder or tokenizer.json
+    minimum: dict[str, float] = field(default_factory=dict)  # records whose number in a field lies below are skipped
+    document_kilobytes: float = 64.0  # longer text files are cut at blank lines into documents; 0 cuts none
+
+
+@dataclass
+class MixtureConfig(TextConfig):
+    """A source of a mixture."""
+
+    weight: float = 1.0  # share of the training tokens, in units of the sum of all weights
+
+
+@dataclass
+class DataConfig(TextConfig):
+    """Where the text comes from and how it becomes tokens."""
+
+    mixture: list[MixtureConfig] = field(default_factory=list)  # several sources, instead of the one above
+    tokenizer: str = "bpe"  # bpe (trained on the corpus) | bytes | a folder, a tokenizer.json, or a name on the hub
     vocab_size: int = 1024
     tokenizer_megabytes: float = 4.0  # text that a BPE tokenizer is trained on
     heldout_fraction: float = 0.05  # of the files or documents, chosen by hash
+    max_heldout_tokens: int = 10_000_000  # held-out documents beyond are left out of the corpus
     max_megabytes: float = 8.0  # text used, train and held-out; 0 uses all
-    document_kilobytes: float = 64.0  # longer text files are cut at blank lines into documents; 0 cuts none
+    max_tokens: int = 0  # training tokens; 0 uses all
     recall_fraction: float = 0.1  # share of training tokens that are synthetic recall documents
+    shard_tokens: int = 100_000_000  # training tokens a file; what a killed preparation may have to do again
+    processes: int = 0  # that tokenise; 0: one for each core this process may use
+    serial_megabytes: float = 16.0  # text that is tokenised before other processes are started
+    chunk_megabytes: float = 1.0  # text that a process tokenises at once
+    identity_megabytes: float = 256.0  # of all files; of more text, this much evenly spread stands for the content
     cache: str = ""  # folder of prepared corpora; empty: `corpora` beside the run
 
 

@@ -1,49 +1,46 @@
-"""The prepared corpus: one HDF5 file of token ids with document offsets, written once, memory-mapped when read.
+"""The prepared corpus: a folder of HDF5 shards with token ids, made once, memory-mapped when read.
 
-Layout: `train_tokens`, `heldout_tokens` (uint16, or uint32 above 65,536 ids; contiguous), `train_offsets`,
-`heldout_offsets` (int64, one more than documents), `heldout_text` (UTF-8 bytes) with `heldout_text_offsets`,
-`tokenizer` and `source` (JSON as bytes). Every document begins with the end-of-text token.
+`tokenizer.json`, `shard-00000.h5` … (see shards.py), and at last `corpus.json`: the corpus is complete where that is.
+Every document begins with the end-of-text token.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import itertools
 import json
 import os
-import tempfile
-from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from asiarch_hpc.config import DataConfig
 from asiarch_hpc.errors import CorpusError, StoreError
 from asiarch_hpc.records import Json
-from asiarch_hpc.training import text_sources
+from asiarch_hpc.training import shards, text_sources
 from asiarch_hpc.training import tokenizer as tokenizers
 from asiarch_hpc.training.documents import Documents
+from asiarch_hpc.training.encoding import Encoder, is_heldout, token_type
+from asiarch_hpc.training.mixing import Mixer, Progress, State, Synthetic
+from asiarch_hpc.training.shards import LAYOUT, ShardId
 from asiarch_hpc.training.tokenizer import Tokenizer
 
-_LAYOUT = 1
 _MEGABYTE = 1 << 20
 _DEFINING = (
-    "source", "dataset", "subset", "split", "text_field", "vocab_size", "tokenizer_megabytes", "heldout_fraction",
-    "max_megabytes", "document_kilobytes", "recall_fraction",
+    "vocab_size", "tokenizer_megabytes", "heldout_fraction", "max_heldout_tokens", "max_megabytes", "max_tokens",
+    "recall_fraction", "shard_tokens",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """An opened corpus. The held-out part is read when it is first asked for: a process that is to start a design's
-    code must not have it in memory by then."""
+    """An opened corpus; `path` is its folder. The held-out part is read when it is first asked for: a process that
+    is to start a design's code must not have it in memory by then."""
 
     path: Path
     key: str
@@ -51,16 +48,19 @@ class Corpus:
     tokenizer: Tokenizer
     train: Documents
     source: Json
+    names: tuple[str, ...]
 
     @functools.cached_property
     def heldout(self) -> Documents:
-        with _reading(self.path) as file:
-            return Documents([_mapped(self.path, file["heldout_tokens"])], file["heldout_offsets"][:])
+        return _documents(self.path, self.names, "heldout")
 
     @functools.cached_property
     def heldout_texts(self) -> Sequence[str]:
-        with _reading(self.path) as file:
-            return _texts(file["heldout_text"][:].tobytes(), file["heldout_text_offsets"][:])
+        found: list[str] = []
+        for name in self.names:
+            with shards.opened(self.path / name) as file:
+                found += shards.texts(file)
+        return found
 
     @functools.cached_property
     def heldout_bytes(self) -> Sequence[int]:
@@ -68,42 +68,53 @@ class Corpus:
         return [len(text.encode()) for text in self.heldout_texts]
 
 
-def prepare(config: DataConfig, *, root: Path, synthetic: Callable[[int], Iterable[str]]) -> Path:
-    """Writes the corpus of a configuration to `root/<key>.h5` unless it is there; returns the path.
+def prepare(
+    config: DataConfig,
+    *,
+    root: Path,
+    synthetic: Synthetic,
+    on_progress: Callable[[Progress], None] = lambda progress: None,
+) -> Path:
+    """Writes the corpus of a configuration to the folder `root/<key>` unless it is there; returns the folder.
 
-    The key hashes everything that defines the content. Any number of processes may do this at once: each writes
-    a file of its own and renames it, and the contents are equal.
+    The key hashes everything that defines the content, which the number of processes does not. A preparation that
+    was killed goes on after the last finished shard. Any number of processes may prepare the same corpus at once:
+    each uses what the others have finished, and the contents are equal.
 
     Args:
-        config: source, tokenizer and sizes.
+        config: sources, tokenizer and sizes.
         root: folder of the corpora.
         synthetic: texts of recall documents for a seed; mixed into the training part until they make up
             `config.recall_fraction` of its tokens. Seeds 0, 1, 2 … are drawn as far as needed.
+        on_progress: called for each chunk of text.
 
     Raises:
         CorpusError: source or tokenizer are unusable, or nothing is left to train on or to hold out.
-        StoreError: the file cannot be written.
+        StoreError: a file cannot be written.
     """
     _check_numbers(config)
-    source = text_sources.describe(config)
-    key = _key(config, source, synthetic)
-    path = root / f"{key}.h5"
-    if path.exists():
+    parts = text_sources.sources_of(config)
+    described = [text_sources.describe(part, identity_megabytes=config.identity_megabytes) for part, _ in parts]
+    weighted = [found | {"share": share} for found, (_, share) in zip(described, parts, strict=True)]
+    key = _key(config, weighted, synthetic)
+    folder = root / key
+    if (folder / "corpus.json").exists():
         try:
-            open_corpus(path)
-            return path
+            open_corpus(folder)
+            return folder
         except CorpusError:
-            os.replace(path, path.with_suffix(".damaged"))
+            _set_aside(folder / "corpus.json")
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{key}.", dir=root) as scratch:
-            built = _build(config, key, source, synthetic, Path(scratch))
-            with built.open("rb") as file:
-                os.fsync(file.fileno())
-            os.replace(built, path)
+        folder.mkdir(parents=True, exist_ok=True)
+        _build(config, folder, weighted, synthetic, on_progress)
     except OSError as error:
-        raise StoreError(f"{path}: the corpus cannot be written: {error}; free space or change data.cache") from error
-    return path
+        if (folder / "corpus.json").exists():  # another process finished it, and tidied up
+            return folder
+        raise StoreError(f"{folder}: the corpus cannot be written: {error}; free space or change data.cache") from error
+    finally:
+        with suppress(OSError):
+            folder.rmdir()  # where nothing was made
+    return folder
 
 
 def open_corpus(path: Path) -> Corpus:
@@ -112,35 +123,42 @@ def open_corpus(path: Path) -> Corpus:
     Raises:
         CorpusError: missing, damaged, or written in another layout.
     """
-    with _reading(path) as file:
-        layout = int(file.attrs["layout"])
-        if layout != _LAYOUT:
-            raise CorpusError(f"{path}: corpus layout {layout}, expected {_LAYOUT}; delete it and start again")
-        for name in ("heldout_tokens", "heldout_offsets", "heldout_text", "heldout_text_offsets"):
-            file[name]
-        tokenizer = tokenizers.from_json(file["tokenizer"][:].tobytes().decode())
+    index = path / "corpus.json"
+    try:
+        found = json.loads(index.read_text(encoding="utf-8"))
+        if found["layout"] != LAYOUT:
+            raise CorpusError(f"{path}: corpus layout {found['layout']}, expected {LAYOUT}; delete it and start again")
+        text = (path / "tokenizer.json").read_text(encoding="utf-8")
+        tokenizer = tokenizers.from_json(text)
+        names = [ShardId(found["key"], _digest(text), number).name for number in range(found["shards"])]
+        for number in range(found["shards"]):
+            shards.read_state(path, ShardId(found["key"], _digest(text), number))
         return Corpus(
             path=path,
-            key=str(file.attrs["key"]),
+            key=found["key"],
             vocab=tokenizer.vocab,
             tokenizer=tokenizer,
-            train=Documents([_mapped(path, file["train_tokens"])], file["train_offsets"][:]),
-            source=json.loads(file["source"][:].tobytes()),
+            train=_documents(path, names, "train"),
+            source=found["source"],
+            names=tuple(names),
         )
-
-
-@contextlib.contextmanager
-def _reading(path: Path) -> Iterator[h5py.File]:
-    try:
-        # No lock: readers on NFS must not fail, and nobody writes a finished file.
-        with h5py.File(path, "r", locking=False) as file:
-            yield file
-    except (OSError, KeyError, ValueError) as error:
-        if isinstance(error, CorpusError):
-            raise
+    except CorpusError:
+        raise
+    except Exception as error:  # the tokenizers library raises plain Exception
         raise CorpusError(
-            f"{path}: not a readable corpus file ({error}); delete it, it is prepared again at the next start"
+            f"{index}: not a readable corpus ({type(error).__name__}: {error}); delete it, it is prepared again at the "
+            "next start"
         ) from error
+
+
+def _documents(path: Path, names: Sequence[str], part: str) -> Documents:
+    tokens, offsets, total = [], [np.zeros(1, dtype=np.int64)], 0
+    for name in names:
+        with shards.opened(path / name) as file:
+            tokens.append(shards.mapped(path / name, file[f"{part}_tokens"]))
+            offsets.append(file[f"{part}_offsets"][1:] + total)
+            total += len(tokens[-1])
+    return Documents(tokens, np.concatenate(offsets))
 
 
 def _check_numbers(config: DataConfig) -> None:
@@ -150,14 +168,17 @@ def _check_numbers(config: DataConfig) -> None:
     ):
         if not least <= value < below:
             raise CorpusError(f"data.{name}={value}: a share from {least} to below {below} was expected")
+    for name in ("shard_tokens", "max_heldout_tokens", "chunk_megabytes", "identity_megabytes"):
+        if not getattr(config, name) > 0:
+            raise CorpusError(f"data.{name}={getattr(config, name)}: a positive number was expected")
 
 
-def _key(config: DataConfig, source: Json, synthetic: Callable[[int], Iterable[str]]) -> str:
+def _key(config: DataConfig, sources: list[Json], synthetic: Synthetic) -> str:
     # A sample stands for the generator of recall documents, whose code is not known here.
     sample = list(itertools.islice(synthetic(0), 8)) if config.recall_fraction > 0 else []
     defining = {
-        "layout": _LAYOUT,
-        "source": source,
+        "layout": LAYOUT,
+        "sources": sources,
         "tokenizer": tokenizers.identity(config.tokenizer),
         "settings": {name: getattr(config, name) for name in _DEFINING},
         "recall": sample,
@@ -165,142 +186,118 @@ def _key(config: DataConfig, source: Json, synthetic: Callable[[int], Iterable[s
     return hashlib.sha256(json.dumps(defining, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _split(config: DataConfig) -> Iterator[tuple[str, bool]]:
-    """Yields (text, held out?) up to the configured size; equal texts always fall on the same side."""
-    left = config.max_megabytes * _MEGABYTE if config.max_megabytes > 0 else float("inf")
-    for text in text_sources.documents(config):
-        raw = text.encode()
-        if left <= 0:
-            return
-        left -= len(raw)
-        share = int.from_bytes(hashlib.sha256(raw).digest()[:8]) / 2**64
-        yield text, share < config.heldout_fraction
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _tokenizer(config: DataConfig) -> Tokenizer:
+def _set_aside(path: Path) -> None:
+    with suppress(FileNotFoundError):  # another process did
+        os.replace(path, path.with_name(f"{path.name}.damaged"))
+
+
+def _tokenizer(config: DataConfig, folder: Path) -> Tokenizer:
+    """The tokenizer of the shards that exist, else the configured one."""
+    path = folder / "tokenizer.json"
+    if path.exists():
+        try:
+            return tokenizers.from_json(path.read_text(encoding="utf-8"))
+        except Exception:  # the tokenizers library raises plain Exception
+            _set_aside(path)
     if config.tokenizer == "bytes":
         return tokenizers.ByteTokenizer()
     if config.tokenizer != "bpe":
-        return tokenizers.load(Path(config.tokenizer).expanduser())
+        return tokenizers.load(tokenizers.locate(config.tokenizer))
+    return tokenizers.train_bpe(_sample(config), config.vocab_size)
 
-    def sample() -> Iterator[str]:
-        left = config.tokenizer_megabytes * _MEGABYTE
-        for text, heldout in _split(config):
-            if heldout:
-                continue
+
+def _sample(config: DataConfig) -> Iterator[str]:
+    """Training text of every source in proportion, for a tokenizer."""
+    size = config.tokenizer_megabytes
+    if config.max_megabytes > 0:
+        size = min(size, config.max_megabytes)
+    for part, share in text_sources.sources_of(config):
+        left = size * share * _MEGABYTE
+        for text in text_sources.documents(part):
             if left <= 0:
-                return
-            left -= len(text.encode())
-            yield text
-
-    return tokenizers.train_bpe(sample(), config.vocab_size)
+                break
+            raw = text.encode()
+            if not is_heldout(raw, config.heldout_fraction):
+                left -= len(raw)
+                yield text
 
 
 def _build(
-    config: DataConfig, key: str, source: Json, synthetic: Callable[[int], Iterable[str]], scratch: Path
-) -> Path:
-    """Tokenises everything into raw files of unknown length, then copies them into one HDF5 file."""
-    tokenizer = _tokenizer(config)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab <= 1 << 16 else np.uint32)
-    train = _TokenFile(scratch / "train", dtype)
-    heldout = _TokenFile(scratch / "heldout", dtype)
-    texts: list[bytes] = []
-    recall = _recall_tokens(synthetic, tokenizer) if config.recall_fraction > 0 else iter(())
-    recalled = 0
-    for text, ids, is_heldout in _encoded(_split(config), tokenizer):
-        if is_heldout:
-            heldout.append(ids)
-            texts.append(text.encode())
-            continue
-        train.append(ids)
-        while recalled < config.recall_fraction * train.count:
-            extra = next(recall)
-            train.append(extra)
-            recalled += len(extra)
-    what = f"{config.source} {', '.join(config.paths) or config.dataset}".rstrip()
-    if not train.count:
+    config: DataConfig,
+    folder: Path,
+    sources: list[Json],
+    synthetic: Synthetic,
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Makes the shards that are missing, and then the index."""
+    tokenizer = _tokenizer(config, folder)
+    text = tokenizer.to_json()
+    key, digest = folder.name, _digest(text)
+    state = None
+    with Encoder(tokenizer, config) as encoder:
+        while (found := _finished(folder, key, digest)).next_number == 0 or not found.state["ended"]:
+            mixer = Mixer(config, encoder, synthetic, found.state or None, on_progress)
+            for number, shard in enumerate(mixer.shards(), found.next_number):
+                if mixer.state.ended:
+                    _check_parts(config, mixer.state)
+                if not (folder / "tokenizer.json").exists():
+                    shards.write_text(text, folder / "tokenizer.json")
+                identity = ShardId(key, digest, number)
+                shard.write(folder, identity, token_type(tokenizer), vars(mixer.state))
+                if (folder / identity._replace(number=number + 1).name).exists():
+                    break  # another process, or an earlier one, was further
+        state = State(**found.state)
+    _write_index(folder, found.next_number, sources, state)
+    shards.remove_partial(folder)
+
+
+@dataclass(frozen=True)
+class _Finished:
+    next_number: int
+    state: Json
+
+
+def _finished(folder: Path, key: str, digest: str) -> _Finished:
+    """The shards that exist without a gap, and the state after them; a damaged one is set aside."""
+    state: Json = {}
+    for number in itertools.count():
+        identity = ShardId(key, digest, number)
+        if not (folder / identity.name).exists():
+            return _Finished(number, state)
+        try:
+            state = shards.read_state(folder, identity)
+        except CorpusError:
+            _set_aside(folder / identity.name)
+            return _Finished(number, state)
+    raise AssertionError
+
+
+def _check_parts(config: DataConfig, state: State) -> None:
+    what = ", ".join(text_sources.name_of(part) for part, _ in text_sources.sources_of(config))
+    if not state.documents:
         raise CorpusError(f"{what}: no text to train on was found; expected at least one document")
-    if not heldout.count:
+    if not state.heldout_documents:
         raise CorpusError(
-            f"{what}: none of {len(train.offsets) - 1} documents fell into the held-out part "
-            f"(data.heldout_fraction={config.heldout_fraction}); give more or smaller documents "
-            "(data.document_kilobytes for text files), or raise the fraction"
+            f"{what}: none of {state.documents} documents fell into the held-out part "
+            f"(data.heldout_fraction={config.heldout_fraction}, data.max_heldout_tokens={config.max_heldout_tokens}); "
+            "give more or smaller documents (data.document_kilobytes for text files), or raise the fraction"
         )
-    path = scratch / "corpus.h5"
-    with h5py.File(path, "w") as file:
-        file.attrs.update(layout=_LAYOUT, key=key)
-        train.copy_to(file, "train")
-        heldout.copy_to(file, "heldout")
-        file["heldout_text"] = np.frombuffer(b"".join(texts), dtype=np.uint8)
-        file["heldout_text_offsets"] = np.cumsum([0, *map(len, texts)], dtype=np.int64)
-        file["tokenizer"] = np.frombuffer(tokenizer.to_json().encode(), dtype=np.uint8)
-        file["source"] = np.frombuffer(json.dumps(source).encode(), dtype=np.uint8)
-    return path
 
 
-def _encoded(split: Iterable[tuple[str, bool]], tokenizer: Tokenizer) -> Iterator[tuple[str, list[int], bool]]:
-    """Adds each document's ids, in batches that amortise the tokenizer's call."""
-    for batch in _batched(split, _MEGABYTE):
-        for (text, heldout), ids in zip(batch, tokenizer.encode_batch([text for text, _ in batch]), strict=True):
-            yield text, [tokenizer.eos, *ids], heldout
-
-
-def _batched(split: Iterable[tuple[str, bool]], characters: int) -> Iterator[list[tuple[str, bool]]]:
-    batch: list[tuple[str, bool]] = []
-    size = 0
-    for item in split:
-        batch.append(item)
-        size += len(item[0])
-        if size >= characters:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _recall_tokens(synthetic: Callable[[int], Iterable[str]], tokenizer: Tokenizer) -> Iterator[list[int]]:
-    for seed in itertools.count():
-        empty = True
-        for text in synthetic(seed):
-            empty = False
-            yield [tokenizer.eos, *tokenizer.encode(text)]
-        if empty:
-            raise CorpusError(f"the generator of recall documents gave none for seed {seed}; expected at least one")
-
-
-class _TokenFile:
-    """Token ids appended to a raw file, and where each document begins."""
-
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
-        self.path = path
-        self.dtype = dtype
-        self.offsets = array("q", [0])
-        self.path.touch()
-
-    @property
-    def count(self) -> int:
-        return self.offsets[-1]
-
-    def append(self, ids: Sequence[int]) -> None:
-        with self.path.open("ab") as file:
-            file.write(np.asarray(ids, dtype=self.dtype).tobytes())
-        self.offsets.append(self.count + len(ids))
-
-    def copy_to(self, file: h5py.File, name: str) -> None:
-        """Writes `<name>_tokens` (contiguous, so that it can be memory-mapped) and `<name>_offsets`."""
-        data = file.create_dataset(f"{name}_tokens", shape=(self.count,), dtype=self.dtype)
-        raw = np.memmap(self.path, dtype=self.dtype, mode="r")
-        for start in range(0, self.count, _MEGABYTE):
-            data[start : start + _MEGABYTE] = raw[start : start + _MEGABYTE]
-        file[f"{name}_offsets"] = np.asarray(self.offsets, dtype=np.int64)
-
-
-def _mapped(path: Path, data: h5py.Dataset) -> NDArray[Any]:
-    offset = data.id.get_offset()
-    if offset is None:
-        raise ValueError(f"{data.name} is not contiguous")
-    return np.memmap(path, dtype=data.dtype, mode="r", offset=offset, shape=data.shape)
-
-
-def _texts(raw: bytes, offsets: NDArray[np.int64]) -> list[str]:
-    return [raw[a:b].decode() for a, b in itertools.pairwise(offsets.tolist())]
+def _write_index(folder: Path, count: int, sources: list[Json], state: State) -> None:
+    listed = [found | {"train_tokens": tokens} for found, tokens in zip(sources, state.tokens, strict=True)]
+    index: dict[str, Any] = {
+        "layout": LAYOUT,
+        "key": folder.name,
+        "shards": count,
+        "source": listed[0] if len(listed) == 1 else {"source": "mixture", "sources": listed},
+        "train": {"tokens": state.total, "documents": state.documents, "recall_tokens": state.recalled},
+        "heldout": {"tokens": state.heldout, "documents": state.heldout_documents},
+        "text_bytes": state.size,
+        "ended_by": state.ended,
+    }
+    shards.write_text(json.dumps(index, indent=1, sort_keys=True), folder / "corpus.json")

@@ -1,244 +1,225 @@
-"""Where documents come from: the standard library, text, JSON lines, parquet, or a Hugging Face data set.
+"""Where documents come from: the standard library, files, or a Hugging Face data set, alone or as a mixture.
 
-A source is read as a stream, always in the same order, and may be read again from its beginning.
+A source is read as a stream, always in the same order. Reading can go on at any document: see `Reader.position`.
 """
 
 from __future__ import annotations
 
-import ast
-import gzip
 import hashlib
-import json
-import lzma
-import os
+import itertools
 import sys
-import sysconfig
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import IO
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from io import BufferedReader
+from typing import Any, BinaryIO, Protocol
 
-from asiarch_hpc.config import DataConfig
+from asiarch_hpc.config import DataConfig, TextConfig
 from asiarch_hpc.errors import CorpusError
 from asiarch_hpc.records import Json
+from asiarch_hpc.training.text_files import documents_of, files_of, passes, reading
 
 SOURCES = ("python-stdlib", "text", "jsonl", "parquet", "huggingface")
-_SUFFIXES = {
-    "text": (".txt", ".md", ".rst"),
-    "jsonl": (".jsonl", ".json", ".ndjson"),
-    "parquet": (".parquet",),
-}
-_PACKED = (".xz", ".gz")
-# Installed packages, tests, and tables of numbers are neither prose nor code that a person wrote to be read.
-_STDLIB_SKIPPED = frozenset(
-    {"site-packages", "dist-packages", "test", "tests", "idlelib", "encodings", "__pycache__", "lib-dynload"}
-)
+_MEGABYTE = 1 << 20
+_BLOCKS = 16  # into which the part of a large file that stands for it is spread
 
 
-def documents(config: DataConfig) -> Iterator[str]:
-    """Yields the texts of the configured source in a fixed order, skipping blank ones.
+class Reader(Protocol):
+    """A source being read. Iterating yields its texts that are not blank, as valid Unicode."""
+
+    def __iter__(self) -> Iterator[str]: ...
+
+    def position(self) -> Json:
+        """Where reading goes on after the text that was yielded last; `open_reader` starts there again."""
+        ...
+
+    def share(self) -> float | None:
+        """How much of the source was read, 0 to 1; None where its size is not known."""
+        ...
+
+
+def sources_of(config: DataConfig) -> list[tuple[TextConfig, float]]:
+    """The configured sources with their shares, which add up to 1.
 
     Raises:
-        CorpusError: unknown source, missing path, wrong format; the message names the file and the line.
+        CorpusError: an unknown source, a weight that is not positive, or a mixture beside a source.
     """
-    _check_source(config)
-    if config.source == "python-stdlib":
-        texts = _stdlib_documents(stdlib_folder())
-    elif config.source == "huggingface":
-        texts = _hub_documents(config)
+    if not config.mixture:
+        found: list[tuple[TextConfig, float]] = [(config, 1.0)]
     else:
-        read = {"text": _text_documents, "jsonl": _jsonl_documents, "parquet": _parquet_documents}[config.source]
-        texts = (text for path, _ in _files(config) for text in read(path, config))
+        plain = TextConfig()
+        also = [f.name for f in fields(TextConfig) if getattr(config, f.name) != getattr(plain, f.name)]
+        if also:
+            raise CorpusError(f"data.mixture beside data.{also[0]}: expected one of them; put it into the mixture")
+        total = sum(part.weight for part in config.mixture)
+        found = [(part, part.weight / total if total > 0 else 0.0) for part in config.mixture]
+    for part, share in found:
+        if part.source not in SOURCES:
+            raise CorpusError(f"data.source={part.source!r}: one of {', '.join(SOURCES)} was expected")
+        if not share > 0:
+            raise CorpusError(f"data.mixture: {name_of(part)}: a positive weight was expected")
+    return found
+
+
+def name_of(config: TextConfig) -> str:
+    """A source's name for messages."""
+    where = config.dataset if config.source == "huggingface" else ", ".join(config.paths)
+    return " ".join(filter(None, (config.source, where, config.subset)))
+
+
+def open_reader(config: TextConfig, position: Json | None = None) -> Reader:
+    """Opens a source at its beginning or at a position that its reader gave.
+
+    Raises:
+        CorpusError: here or while reading: missing path, wrong format; the message names the file and the line.
+    """
+    return HubReader(config, position) if config.source == "huggingface" else FileReader(config, position)
+
+
+def documents(config: TextConfig) -> Iterator[str]:
+    """Yields the texts of one source from its beginning."""
+    return iter(open_reader(config))
+
+
+def describe(config: TextConfig, *, identity_megabytes: float) -> Json:
+    """What identifies a source's content: file contents for files, name and revision for a hub data set.
+
+    Times and absolute paths play no part, so a copied corpus has the same identity.
+
+    Args:
+        config: the source.
+        identity_megabytes: as much of all files is looked at; of larger files, blocks spread over each, and its size.
+    """
+    settings: Json = {"text_field": config.text_field, "minimum": dict(sorted(config.minimum.items()))}
+    if config.source == "huggingface":
+        names = ("source", "dataset", "subset", "split", "revision")
+        return settings | {name: getattr(config, name) for name in names}
+    named = files_of(config)
+    each = int(identity_megabytes * _MEGABYTE) // max(len(named), 1)
+    sizes = [path.stat().st_size for path, _ in named]
+    whole = sum(sizes) <= identity_megabytes * _MEGABYTE
+    digest = hashlib.sha256()
+    for (path, name), size in zip(named, sizes, strict=True):
+        with reading(path), path.open("rb") as file:
+            digest.update(name.encode() + b"\0" + _content(file, size, size if whole else each))
+    found: Json = {"source": config.source, "files": len(named), "bytes": sum(sizes), "sha256": digest.hexdigest()}
+    if config.source == "python-stdlib":
+        found["python"] = ".".join(map(str, sys.version_info[:3]))
+    if config.source == "text":
+        settings["document_kilobytes"] = config.document_kilobytes
+    return settings | found
+
+
+def _content(file: BufferedReader, size: int, most: int) -> bytes:
+    if size <= most:
+        return hashlib.file_digest(file, "sha256").digest()
+    digest = hashlib.sha256(size.to_bytes(8))
+    block = most // _BLOCKS
+    for i in range(_BLOCKS):
+        file.seek((size - block) * i // (_BLOCKS - 1))
+        digest.update(file.read(block))
+    return digest.digest()
+
+
+def _clean(texts: Iterable[str]) -> Iterator[str]:
     # Half a surrogate pair, which JSON can spell, has no UTF-8 form.
     return (text.encode("utf-8", errors="replace").decode() for text in texts if text.strip())
 
 
-def describe(config: DataConfig) -> Json:
-    """What identifies the source's content: file contents for files, the name for a hub data set.
+class FileReader:
+    """Reads the files of a source one after the other."""
 
-    Times, sizes and absolute paths play no part, so a copied corpus has the same identity.
-    """
-    _check_source(config)
-    if config.source == "huggingface":
-        return {"source": config.source, "dataset": config.dataset, "subset": config.subset, "split": config.split}
-    if config.source == "python-stdlib":
-        named = [(path, path.relative_to(stdlib_folder()).as_posix()) for path in _stdlib_files(stdlib_folder())]
-    else:
-        named = _files(config)
-    digest, size = hashlib.sha256(), 0
-    for path, name in named:
-        with _reading(path), path.open("rb") as file:
-            digest.update(name.encode() + b"\0" + hashlib.file_digest(file, "sha256").digest())
-            size += file.tell()
-    described: Json = {"source": config.source, "files": len(named), "bytes": size, "sha256": digest.hexdigest()}
-    if config.source == "python-stdlib":
-        described["python"] = ".".join(map(str, sys.version_info[:3]))
-    return described
+    def __init__(self, config: TextConfig, position: Json | None) -> None:
+        self._config = config
+        self._files = files_of(config)
+        self._sizes = [path.stat().st_size for path, _ in self._files]
+        self._file: int = position["file"] if position else 0
+        self._record: int = position["record"] if position else 0
+        self._raw: BinaryIO | None = None
 
+    def __iter__(self) -> Iterator[str]:
+        return _clean(self._texts())
 
-def stdlib_folder() -> Path:
-    """The folder of the running Python's standard library."""
-    return Path(sysconfig.get_paths()["stdlib"])
+    def _texts(self) -> Iterator[str]:
+        while self._file < len(self._files):
+            path, _ = self._files[self._file]
+            with reading(path), path.open("rb") as self._raw:
+                texts = documents_of(self._raw, path, self._config)
+                for text in itertools.islice(texts, self._record, None):
+                    self._record += 1
+                    yield text
+            self._file, self._record = self._file + 1, 0
 
+    def position(self) -> Json:
+        return {"file": self._file, "record": self._record}
 
-def _check_source(config: DataConfig) -> None:
-    if config.source not in SOURCES:
-        raise CorpusError(f"data.source={config.source!r}: one of {', '.join(SOURCES)} was expected")
-
-
-def _files(config: DataConfig) -> list[tuple[Path, str]]:
-    """The files of a source with their names below the configured paths, in order."""
-    if not config.paths:
-        raise CorpusError(f"data.source={config.source} needs data.paths: files or folders to read")
-    suffixes = _SUFFIXES[config.source]
-    found: list[tuple[Path, str]] = []
-    for entry in config.paths:
-        path = Path(entry).expanduser()
-        if path.is_file():
-            found.append((path, path.name))
-        elif path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.is_file() and _plain_suffix(p) in suffixes)
-            if not inside:
-                raise CorpusError(f"{path}: no file ends in {', '.join(suffixes)} (or these with .xz, .gz)")
-            found += [(p, p.relative_to(path).as_posix()) for p in inside]
-        else:
-            raise CorpusError(f"{path}: no such file or folder; data.paths was expected to name existing ones")
-    return found
+    def share(self) -> float | None:
+        inside = self._raw.tell() if self._raw is not None and not self._raw.closed else 0
+        return min((sum(self._sizes[: self._file]) + inside) / max(sum(self._sizes), 1), 1.0)
 
 
-def _plain_suffix(path: Path) -> str:
-    return Path(path.stem).suffix if path.suffix in _PACKED else path.suffix
+class HubReader:
+    """Reads a data set of the Hugging Face hub, or a folder that its library knows, as a stream."""
 
+    def __init__(self, config: TextConfig, position: Json | None) -> None:
+        if not config.dataset:
+            raise CorpusError("data.source=huggingface needs data.dataset: the name of a data set")
+        self._config = config
+        self._name = config.dataset if config.subset is None else f"{config.dataset} ({config.subset})"
+        self._records: int = position["records"] if position else 0
+        self._stream = self._guarded(self._open)
+        if position:
+            self._stream.load_state_dict(position["stream"])
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turns what reading a file may raise into one error that names it."""
-    try:
-        yield
-    except UnicodeDecodeError as error:
-        raise CorpusError(f"{path}: not UTF-8 text ({error}); convert it to UTF-8") from error
-    except (OSError, EOFError, lzma.LZMAError) as error:
-        raise CorpusError(f"{path}: cannot be read: {error}") from error
+    def __iter__(self) -> Iterator[str]:
+        return _clean(self._texts())
 
+    def position(self) -> Json:
+        return {"records": self._records, "stream": self._stream.state_dict()}
 
-def _open_text(path: Path) -> IO[str]:
-    if path.suffix == ".xz":
-        return lzma.open(path, "rt", encoding="utf-8")
-    if path.suffix == ".gz":
-        return gzip.open(path, "rt", encoding="utf-8")
-    return path.open(encoding="utf-8")
+    def share(self) -> float | None:
+        splits = self._stream.info.splits or {}
+        total = int(getattr(splits.get(self._config.split), "num_examples", 0) or 0)
+        return min(self._records / total, 1.0) if total else None
 
+    def _open(self) -> Any:
+        try:
+            import datasets
+        except ImportError as error:
+            raise CorpusError("data.source=huggingface needs the package datasets (pip install datasets)") from error
+        config = self._config
+        stream = datasets.load_dataset(
+            config.dataset, config.subset, split=config.split, revision=config.revision, streaming=True
+        )
+        wanted = [config.text_field, *config.minimum]
+        if stream.column_names is None:  # known only when a record was read
+            return stream
+        if missing := [name for name in wanted if name not in stream.column_names]:
+            raise self._lacks(stream.column_names, missing[0])
+        return stream.select_columns(wanted)
 
-def _stdlib_files(folder: Path) -> list[Path]:
-    """Source and text files, ordered by the hash of their names: a prefix of the list is a fair sample."""
-    found: list[Path] = []
-    for current, folders, names in os.walk(folder):
-        folders[:] = [f for f in folders if f not in _STDLIB_SKIPPED and not f.startswith("config-")]
-        found += [Path(current, name) for name in names if name.endswith((".py", ".txt", ".rst", ".md"))]
-    # Build-time dumps of compiler flags differ between machines and teach nothing.
-    found = [p for p in found if not p.name.startswith("_sysconfigdata")]
-    return sorted(found, key=lambda p: hashlib.sha256(p.relative_to(folder).as_posix().encode()).digest())
-
-
-def _stdlib_documents(folder: Path) -> Iterator[str]:
-    for path in _stdlib_files(folder):
-        with _reading(path):
-            text = path.read_text(encoding="utf-8", errors="replace")
-        if path.parent.name == "pydoc_data" and path.name == "topics.py":
-            yield from _help_topics(text)
-        else:
-            yield text
-
-
-def _help_topics(text: str) -> list[str]:
-    """The language reference's chapters, which Python keeps as one dictionary of strings."""
-    for node in ast.parse(text).body:
-        if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
-            chapters = ast.literal_eval(node.value)
-            return [chapters[name] for name in sorted(chapters)]
-    return [text]
-
-
-def _text_documents(path: Path, config: DataConfig) -> Iterator[str]:
-    """One document per file; longer files are cut at blank lines, else at line ends, to a bounded size."""
-    limit = int(config.document_kilobytes * 1024)
-    lines: list[str] = []
-    size = 0
-    with _reading(path), _open_text(path) as file:
-        for line in file:
-            if limit and size >= limit and (not line.strip() or size >= 2 * limit):
-                yield "".join(lines)
-                lines, size = [], 0
-            lines.append(line)
-            size += len(line)
-    yield "".join(lines)
-
-
-def _jsonl_documents(path: Path, config: DataConfig) -> Iterator[str]:
-    with _reading(path), _open_text(path) as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise CorpusError(
-                    f"{path}, line {number}: not JSON ({error}); one object a line was expected"
-                ) from error
-            text = record.get(config.text_field) if isinstance(record, dict) else None
+    def _texts(self) -> Iterator[str]:
+        records = iter(self._stream)
+        while (record := self._guarded(lambda: next(records, None))) is not None:
+            self._records += 1
+            text = record.get(self._config.text_field)
             if not isinstance(text, str):
-                found = sorted(record) if isinstance(record, dict) else type(record).__name__
-                raise CorpusError(
-                    f"{path}, line {number}: found {found}, expected an object with the text in "
-                    f"{config.text_field!r} (data.text_field)"
-                )
-            yield text
-
-
-def _parquet_documents(path: Path, config: DataConfig) -> Iterator[str]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise CorpusError(f"{path}: reading parquet needs the package pyarrow (pip install pyarrow)") from error
-    try:
-        file = pyarrow.parquet.ParquetFile(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise CorpusError(f"{path}: not a parquet file: {error}") from error
-    with file:
-        if config.text_field not in file.schema_arrow.names:
-            raise CorpusError(
-                f"{path}: found columns {file.schema_arrow.names}, expected {config.text_field!r} (data.text_field)"
-            )
-        for batch in file.iter_batches(batch_size=256, columns=[config.text_field]):
-            for text in batch.column(0).to_pylist():
-                if not isinstance(text, str):
-                    raise CorpusError(f"{path}: column {config.text_field!r} holds {text!r}, expected strings")
+                raise self._lacks(list(record), self._config.text_field)
+            if passes(record, self._config, f"data set {self._name}"):
                 yield text
 
+    def _lacks(self, found: list[str], name: str) -> CorpusError:
+        return CorpusError(
+            f"data set {self._name}: found fields {sorted(found)}, expected {name!r} (data.text_field, data.minimum)"
+        )
 
-def _hub_documents(config: DataConfig) -> Iterator[str]:
-    if not config.dataset:
-        raise CorpusError("data.source=huggingface needs data.dataset: the name of a data set")
-    try:
-        import datasets
-    except ImportError as error:
-        raise CorpusError("data.source=huggingface needs the package datasets (pip install datasets)") from error
-    name = config.dataset if config.subset is None else f"{config.dataset} ({config.subset})"
-    try:
-        stream = datasets.load_dataset(config.dataset, config.subset, split=config.split, streaming=True)
-        for record in stream:
-            text = record.get(config.text_field)
-            if not isinstance(text, str):
-                raise CorpusError(
-                    f"data set {name}: found fields {sorted(record)}, expected the text in {config.text_field!r} "
-                    "(data.text_field)"
-                )
-            yield text
-    except CorpusError:
-        raise
-    except Exception as error:  # the library raises its own, the hub's and the network's errors
-        raise CorpusError(
-            f"data set {name}, split {config.split!r}: cannot be loaded: {type(error).__name__}: {error}. A machine "
-            "without internet needs it in the Hugging Face cache, or as files with data.source=jsonl or parquet"
-        ) from error
+    def _guarded(self, action: Callable[[], Any]) -> Any:
+        try:
+            return action()
+        except CorpusError:
+            raise
+        except Exception as error:  # the library raises its own, the hub's and the network's errors
+            raise CorpusError(
+                f"data set {self._name}, split {self._config.split!r}: cannot be loaded: {type(error).__name__}: "
+                f"{error}. A machine without internet needs it in the Hugging Face cache, or as files with "
+                "data.source=jsonl or parquet"
+            ) from error

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ from asiarch_hpc.errors import CorpusError
 END_OF_TEXT = "<|endoftext|>"
 # What other tokenizers call the token that separates documents; used where no tokenizer_config.json names it.
 _END_NAMES = (END_OF_TEXT, "</s>", "<|end_of_text|>", "<eos>", "<|eot_id|>", "[SEP]")
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")  # gpt2, openai-community/gpt2
 
 
 class Tokenizer(Protocol):
@@ -175,17 +178,41 @@ def tokenizer_files(path: Path) -> list[Path]:
     )
 
 
+def locate(setting: str) -> Path:
+    """Where the tokenizer of a setting lies on disk: a path as it is, a name on the hub in the local cache.
+
+    Raises:
+        CorpusError: neither there nor on the hub.
+    """
+    path = Path(setting).expanduser()
+    if path.exists() or not _HUB_NAME.fullmatch(setting):
+        return path
+    try:
+        import huggingface_hub
+
+        found = huggingface_hub.hf_hub_download(setting, "tokenizer.json")
+        with contextlib.suppress(huggingface_hub.errors.EntryNotFoundError):
+            huggingface_hub.hf_hub_download(setting, "tokenizer_config.json")
+    except Exception as error:  # the hub's, the network's and the file system's errors
+        raise CorpusError(
+            f"data.tokenizer={setting!r}: no such file or folder, and as a name on the hub it cannot be loaded: "
+            f"{type(error).__name__}: {error}. Without internet: a folder with tokenizer.json, or with GPT-2's "
+            "encoder.json and vocab.bpe"
+        ) from error
+    return Path(found)
+
+
 def identity(setting: str) -> str:
     """What defines the tokenizer setting for a cache key: its name, or the content hash of its files."""
     if setting in ("bpe", "bytes"):
         return setting
     digest = hashlib.sha256()
-    for file in tokenizer_files(Path(setting).expanduser()):
+    for file in tokenizer_files(locate(setting)):
         digest.update(file.name.encode() + b"\0" + hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()
 
 
-@contextmanager
+@contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
     # The library's thread pool would break processes that are forked later, and prints a warning then.
     name = "TOKENIZERS_PARALLELISM"
