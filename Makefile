@@ -16,7 +16,7 @@ VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check -qq
 RUN_FLAG := --results $(RESULTS) $(if $(RUN),--run $(RUN))
 
-.PHONY: help env explore noise test test-vllm test-vllm-gpu check check-design import replay extract status rebuild bench dev-cluster dev-cluster-stop clean
+.PHONY: help env explore noise data test test-vllm test-vllm-gpu check check-design import replay extract status rebuild bench dev-cluster dev-cluster-stop clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -24,6 +24,9 @@ help: ## this list
 
 explore: env ## search for architectures; RUN=name CONFIG=file ARGS="group.key=value …"; resumes a run that exists
 	@$(BIN)/asiarch explore $(RUN_FLAG) --config $(CONFIG) $(ARGS)
+
+data: env ## the corpus of a configuration, with all cores: make data CONFIG=file ARGS="data.key=value …"; resumes
+	@$(BIN)/asiarch data prepare --results $(RESULTS) --config $(CONFIG) $(ARGS)
 
 test: env ## all tests; those on a real Slurm start one (as root; elsewhere they say why they skip)
 	@$(BIN)/python -m pytest --ignore=tests/vllm -n auto --maxprocesses 4 --dist loadgroup $(ARGS)

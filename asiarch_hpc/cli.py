@@ -1,4 +1,4 @@
-"""The command line: `asiarch explore | noise | tick | status | rebuild | check | import | replay | extract`."""
+"""The command line: `asiarch explore | noise | tick | status | rebuild | check | import | replay | extract | data`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from asiarch_hpc.config import Config, load_config, uses_agents
 from asiarch_hpc.controller import imported, progress, run, view
@@ -157,6 +158,17 @@ def check(options: argparse.Namespace) -> int:
     return 0 if passed else 1
 
 
+def prepare(options: argparse.Namespace) -> int:
+    """Prepares the corpus of a configuration with all cores; goes on where it was stopped."""
+    from jobs.data import prepare_corpus  # torch is loaded for this command only
+    from jobs.workspace import Workspace
+
+    config = load_config(options.config, options.overrides)
+    root = Workspace(RunLayout(options.results / "data"), config).corpora
+    print(prepare_corpus(config.data, root, sys.stdout, time.monotonic))
+    return 0
+
+
 def import_published(options: argparse.Namespace) -> int:
     """Makes a run of the files that another project published; nothing of them is executed."""
     layout = RunLayout.of(options.results, options.run)
@@ -282,8 +294,12 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="asiarch", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="command")
 
-    def add(function: Callable[[argparse.Namespace], int], *, configured: bool) -> argparse.ArgumentParser:
-        command = commands.add_parser(function.__name__, help=(function.__doc__ or "").strip().splitlines()[0])
+    def add(
+        function: Callable[[argparse.Namespace], int], *, configured: bool, among: Any = commands
+    ) -> argparse.ArgumentParser:
+        command: argparse.ArgumentParser = among.add_parser(
+            function.__name__, help=(function.__doc__ or "").strip().splitlines()[0]
+        )
         command.set_defaults(command=function)
         command.add_argument("--results", type=Path, default=Path("results"), help="folder of all runs")
         if configured:
@@ -312,6 +328,8 @@ def _parser() -> argparse.ArgumentParser:
     check_parser.add_argument("file", type=Path, help="layer program, composed block, or units.json")
     check_parser.add_argument("--config", default="laptop", help="name in configs/, or a YAML file")
     check_parser.add_argument("overrides", nargs="*", metavar="group.key=value")
+    data_parser = commands.add_parser("data", help="the text that models are trained on")
+    add(prepare, configured=True, among=data_parser.add_subparsers(required=True, metavar="action"))
     import_parser = commands.add_parser("import", help=(import_published.__doc__ or "").splitlines()[0])
     import_parser.set_defaults(command=import_published)
     import_parser.add_argument("origin", choices=sorted(IMPORTERS), help="who published it")

@@ -160,3 +160,21 @@ def test_processes_of_a_training() -> None:
     assert (ranks_per_node(train), ranks(train)) == (2, 4)
     train = load_config("smoke", ["executor.train.ranks=2"]).executor.train
     assert (ranks_per_node(train), ranks(train)) == (2, 2)
+
+
+def test_a_mixture_survives_json(tmp_path: Path) -> None:
+    path = tmp_path / "mixture.yaml"
+    path.write_text(
+        "data:\n  mixture:\n"
+        "    - {source: huggingface, dataset: some/web, weight: 0.7, minimum: {score: 4}}\n"
+        "    - {source: jsonl, paths: [/data/code], weight: 0.3}\n"
+    )
+    config = load_config(str(path))
+    assert [(part.source, part.weight, part.minimum) for part in config.data.mixture] == [
+        ("huggingface", 0.7, {"score": 4.0}),
+        ("jsonl", 0.3, {}),
+    ]
+    assert from_dict(to_dict(config), source="test") == config
+    path.write_text("data: {mixture: [{source: jsonl, wieght: 0.7}]}")
+    with pytest.raises(ConfigError, match="wieght"):
+        load_config(str(path))

@@ -12,7 +12,7 @@ import itertools
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,6 +210,11 @@ def _tokenizer(config: DataConfig, folder: Path) -> Tokenizer:
     return tokenizers.train_bpe(_sample(config), config.vocab_size)
 
 
+def _keep_tokenizer(text: str, folder: Path) -> None:
+    if not (folder / "tokenizer.json").exists():
+        shards.write_text(text, folder / "tokenizer.json")
+
+
 def _sample(config: DataConfig) -> Iterator[str]:
     """Training text of every source in proportion, for a tokenizer."""
     size = config.tokenizer_megabytes
@@ -237,21 +242,19 @@ def _build(
     tokenizer = _tokenizer(config, folder)
     text = tokenizer.to_json()
     key, digest = folder.name, _digest(text)
-    state = None
     with Encoder(tokenizer, config) as encoder:
         while (found := _finished(folder, key, digest)).next_number == 0 or not found.state["ended"]:
-            mixer = Mixer(config, encoder, synthetic, found.state or None, on_progress)
-            for number, shard in enumerate(mixer.shards(), found.next_number):
-                if mixer.state.ended:
-                    _check_parts(config, mixer.state)
-                if not (folder / "tokenizer.json").exists():
-                    shards.write_text(text, folder / "tokenizer.json")
-                identity = ShardId(key, digest, number)
-                shard.write(folder, identity, token_type(tokenizer), vars(mixer.state))
-                if (folder / identity._replace(number=number + 1).name).exists():
-                    break  # another process, or an earlier one, was further
-        state = State(**found.state)
-    _write_index(folder, found.next_number, sources, state)
+            with closing(Mixer(config, encoder, synthetic, found.state or None, on_progress)) as mixer:
+                for number, shard in enumerate(mixer.shards(), found.next_number):
+                    if mixer.state.ended:
+                        _check_parts(config, mixer.state)
+                    _keep_tokenizer(text, folder)
+                    identity = ShardId(key, digest, number)
+                    shard.write(folder, identity, token_type(tokenizer), vars(mixer.state))
+                    if (folder / identity._replace(number=number + 1).name).exists():
+                        break  # another process, or an earlier one, was further
+    _keep_tokenizer(text, folder)
+    _write_index(folder, found.next_number, sources, State(**found.state))
     shards.remove_partial(folder)
 
 

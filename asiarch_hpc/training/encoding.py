@@ -93,14 +93,18 @@ class Encoder:
         """Begins to tokenise; the returned function waits for the result.
 
         Raises:
-            CorpusError: from the returned function: a process died.
+            CorpusError: here or from the returned function: a process died.
         """
         if self._pool is None and self._processes > 1 and self._given >= self._serial:
             self._pool = self._start()
         self._given += sum(map(len, texts))
         if self._pool is None:
             return functools.partial(encode, texts, self.tokenizer, self._fraction)
-        return functools.partial(self._result, self._pool.submit(_encode_here, texts))
+        try:
+            future = self._pool.submit(_encode_here, texts)
+        except BrokenProcessPool as error:
+            raise self._died() from error
+        return functools.partial(self._result, future)
 
     def __enter__(self) -> Encoder:
         return self
@@ -124,10 +128,13 @@ class Encoder:
         try:
             return future.result()
         except BrokenProcessPool as error:
-            raise CorpusError(
-                f"one of {self._processes} processes that tokenise died, perhaps for want of memory; the same command "
-                "goes on where it stopped, with fewer of them as data.processes"
-            ) from error
+            raise self._died() from error
+
+    def _died(self) -> CorpusError:
+        return CorpusError(
+            f"one of {self._processes} processes that tokenise died, perhaps for want of memory; the same command "
+            "goes on where it stopped, with fewer of them as data.processes"
+        )
 
 
 _here: tuple[Tokenizer, float]  # set in a process of the pool

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -111,6 +111,11 @@ class Mixer:
             self.state.readers = [stream.place() for stream in self._streams]
             yield shard
 
+    def close(self) -> None:
+        """Stops reading, which at the end of the process would be too late for some libraries."""
+        for stream in self._streams:
+            stream.close()
+
     def progress(self) -> Progress:
         """How far the corpus is by the limit that ends it first."""
         config, state = self._config, self.state
@@ -176,12 +181,11 @@ class _Stream:
         self._characters = characters
         self._on_chunk = on_chunk
         self._texts = iter(reader)
-        for _ in itertools.islice(self._texts, skip):
-            pass
+        self._skip = skip  # of the first chunk: so the chunks are those that they would have been without a break
         self._waiting: deque[tuple[Json, list[str], Callable[[], Chunk]]] = deque()
         self._place: Json = reader.position()
         self._documents: Iterator[Document] = iter(())
-        self._used = 0
+        self._used = skip
 
     def take(self) -> Document | None:
         """The next document, None at the end."""
@@ -190,11 +194,14 @@ class _Stream:
             if not self._waiting:
                 return None
             self._place, texts, result = self._waiting.popleft()
-            self._documents = _documents(result(), texts)
-            self._used = 0
+            self._documents = itertools.islice(_documents(result(), texts), self._skip, None)
+            self._used, self._skip = self._skip, 0
             self._on_chunk()
         self._used += 1
         return document
+
+    def close(self) -> None:
+        self._texts.close()
 
     def place(self) -> Json:
         """Where reading goes on after the document taken last."""
@@ -229,7 +236,7 @@ class _RecallReader:
         self._seed: int = position["seed"] if position else 0
         self._record: int = position["record"] if position else 0
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str]:
         while True:
             empty = True
             for text in itertools.islice(self._synthetic(self._seed), self._record, None):

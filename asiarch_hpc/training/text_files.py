@@ -10,7 +10,7 @@ import json
 import lzma
 import os
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -108,8 +108,11 @@ def _plain_suffix(path: Path) -> str:
 
 
 def _as_text(raw: BinaryIO, path: Path) -> io.TextIOWrapper:
-    unpacked: Any = {".xz": lzma.LZMAFile, ".gz": gzip.GzipFile}[path.suffix](raw) if path.suffix in _PACKED else raw
-    return io.TextIOWrapper(unpacked, encoding="utf-8")
+    packed: dict[str, Callable[[BinaryIO], Any]] = {
+        ".xz": lzma.LZMAFile,
+        ".gz": lambda file: gzip.GzipFile(fileobj=file),
+    }
+    return io.TextIOWrapper(packed[path.suffix](raw) if path.suffix in packed else raw, encoding="utf-8")
 
 
 def _stdlib_files(folder: Path) -> list[Path]:
@@ -188,7 +191,7 @@ def _parquet_documents(raw: BinaryIO, path: Path, config: TextConfig) -> Iterato
         file = pyarrow.parquet.ParquetFile(raw)
     except (OSError, pyarrow.ArrowException) as error:
         raise CorpusError(f"{path}: not a parquet file: {error}") from error
-    wanted = [config.text_field, *config.minimum]
+    wanted = list(dict.fromkeys([config.text_field, *config.minimum]))
     if missing := [name for name in wanted if name not in file.schema_arrow.names]:
         raise CorpusError(
             f"{path}: found columns {file.schema_arrow.names}, expected {missing[0]!r} (data.text_field, data.minimum)"

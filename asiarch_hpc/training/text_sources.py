@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import fields
 from io import BufferedReader
 from typing import Any, BinaryIO, Protocol
@@ -26,7 +26,7 @@ _BLOCKS = 16  # into which the part of a large file that stands for it is spread
 class Reader(Protocol):
     """A source being read. Iterating yields its texts that are not blank, as valid Unicode."""
 
-    def __iter__(self) -> Iterator[str]: ...
+    def __iter__(self) -> Generator[str]: ...
 
     def position(self) -> Json:
         """Where reading goes on after the text that was yielded last; `open_reader` starts there again."""
@@ -53,11 +53,15 @@ def sources_of(config: DataConfig) -> list[tuple[TextConfig, float]]:
         total = sum(part.weight for part in config.mixture)
         found = [(part, part.weight / total if total > 0 else 0.0) for part in config.mixture]
     for part, share in found:
-        if part.source not in SOURCES:
-            raise CorpusError(f"data.source={part.source!r}: one of {', '.join(SOURCES)} was expected")
+        _check_source(part)
         if not share > 0:
             raise CorpusError(f"data.mixture: {name_of(part)}: a positive weight was expected")
     return found
+
+
+def _check_source(config: TextConfig) -> None:
+    if config.source not in SOURCES:
+        raise CorpusError(f"data.source={config.source!r}: one of {', '.join(SOURCES)} was expected")
 
 
 def name_of(config: TextConfig) -> str:
@@ -72,6 +76,7 @@ def open_reader(config: TextConfig, position: Json | None = None) -> Reader:
     Raises:
         CorpusError: here or while reading: missing path, wrong format; the message names the file and the line.
     """
+    _check_source(config)
     return HubReader(config, position) if config.source == "huggingface" else FileReader(config, position)
 
 
@@ -120,7 +125,7 @@ def _content(file: BufferedReader, size: int, most: int) -> bytes:
     return digest.digest()
 
 
-def _clean(texts: Iterable[str]) -> Iterator[str]:
+def _clean(texts: Iterable[str]) -> Generator[str]:
     # Half a surrogate pair, which JSON can spell, has no UTF-8 form.
     return (text.encode("utf-8", errors="replace").decode() for text in texts if text.strip())
 
@@ -136,7 +141,7 @@ class FileReader:
         self._record: int = position["record"] if position else 0
         self._raw: BinaryIO | None = None
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str]:
         return _clean(self._texts())
 
     def _texts(self) -> Iterator[str]:
@@ -167,14 +172,16 @@ class HubReader:
         self._name = config.dataset if config.subset is None else f"{config.dataset} ({config.subset})"
         self._records: int = position["records"] if position else 0
         self._stream = self._guarded(self._open)
+        self._begun = position
         if position:
             self._stream.load_state_dict(position["stream"])
 
-    def __iter__(self) -> Iterator[str]:
+    def __iter__(self) -> Generator[str]:
         return _clean(self._texts())
 
     def position(self) -> Json:
-        return {"records": self._records, "stream": self._stream.state_dict()}
+        # Before its first record a stream tells its beginning, wherever it is to go on.
+        return self._begun or {"records": self._records, "stream": self._stream.state_dict()}
 
     def share(self) -> float | None:
         splits = self._stream.info.splits or {}
@@ -190,7 +197,7 @@ class HubReader:
         stream = datasets.load_dataset(
             config.dataset, config.subset, split=config.split, revision=config.revision, streaming=True
         )
-        wanted = [config.text_field, *config.minimum]
+        wanted = list(dict.fromkeys([config.text_field, *config.minimum]))
         if stream.column_names is None:  # known only when a record was read
             return stream
         if missing := [name for name in wanted if name not in stream.column_names]:
@@ -201,6 +208,7 @@ class HubReader:
         records = iter(self._stream)
         while (record := self._guarded(lambda: next(records, None))) is not None:
             self._records += 1
+            self._begun = None
             text = record.get(self._config.text_field)
             if not isinstance(text, str):
                 raise self._lacks(list(record), self._config.text_field)

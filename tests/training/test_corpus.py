@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -5,7 +6,6 @@ from dataclasses import replace
 from mmap import mmap
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 
@@ -26,6 +26,10 @@ def base_of(array: object) -> object:
 
 def files_in(folder: Path) -> list[str]:
     return sorted(p.name for p in folder.iterdir())
+
+
+def bytes_in(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 def test_documents_come_back(corpus: Corpus, data_config: DataConfig) -> None:
@@ -63,12 +67,13 @@ def test_second_call_only_reads_and_equal_settings_give_equal_files(
     data_config: DataConfig, tmp_path: Path, recall: Recall
 ) -> None:
     first = prepare(data_config, root=tmp_path / "a", synthetic=recall)
-    stamp = first.stat().st_mtime_ns
+    stamps = {path: path.stat().st_mtime_ns for path in first.iterdir()}
     assert prepare(data_config, root=tmp_path / "a", synthetic=recall) == first
-    assert first.stat().st_mtime_ns == stamp
+    assert {path: path.stat().st_mtime_ns for path in first.iterdir()} == stamps
     second = prepare(data_config, root=tmp_path / "b", synthetic=recall)
     assert second.name == first.name
-    assert second.read_bytes() == first.read_bytes()
+    assert bytes_in(second) == bytes_in(first)
+    assert sorted(bytes_in(first)) == ["corpus.json", "shard-00000.h5", "tokenizer.json"]
 
 
 def test_whatever_defines_the_content_changes_the_key(data_config: DataConfig, tmp_path: Path, recall: Recall) -> None:
@@ -82,6 +87,10 @@ def test_whatever_defines_the_content_changes_the_key(data_config: DataConfig, t
         (replace(data_config, recall_fraction=0.2), recall),
         (replace(data_config, tokenizer="bpe", vocab_size=300), recall),
         (replace(data_config, tokenizer="bpe", vocab_size=310), recall),
+        (replace(data_config, max_heldout_tokens=999), recall),
+        (replace(data_config, max_tokens=4000), recall),
+        (replace(data_config, shard_tokens=4000), recall),
+        (replace(data_config, document_kilobytes=0.1), recall),
     ]
     names = [prepare(config, root=tmp_path, synthetic=synthetic).name for config, synthetic in changed]
     assert len(set(names)) == len(names)
@@ -95,26 +104,34 @@ def test_size_limit(data_config: DataConfig, tmp_path: Path, recall: Recall) -> 
     assert 0.005 * 2**20 <= size < 0.005 * 2**20 + 1000
 
 
-@pytest.mark.parametrize("harm", ["truncated", "empty", "text"])
+@pytest.mark.parametrize("harm", ["truncated", "empty", "text", "missing"])
+@pytest.mark.parametrize("name", ["shard-00001.h5", "corpus.json", "tokenizer.json"])
 def test_a_damaged_file_is_named_and_prepared_again(
-    data_config: DataConfig, tmp_path: Path, recall: Recall, harm: str
+    data_config: DataConfig, tmp_path: Path, recall: Recall, name: str, harm: str
 ) -> None:
-    path = prepare(data_config, root=tmp_path, synthetic=recall)
-    good = path.read_bytes()
-    path.write_bytes({"truncated": good[: len(good) // 2], "empty": b"", "text": b"hello" * 1000}[harm])
-    with pytest.raises(CorpusError, match=f"{path}: not a readable corpus"):
-        open_corpus(path)
-    assert prepare(data_config, root=tmp_path, synthetic=recall) == path
-    assert path.read_bytes() == good
-    assert path.with_suffix(".damaged").exists()
+    config = replace(data_config, shard_tokens=3000)
+    folder = prepare(config, root=tmp_path, synthetic=recall)
+    good = bytes_in(folder)
+    assert len(good) > 5
+    harmed = {"truncated": good[name][: len(good[name]) // 2], "empty": b"", "text": b"hello" * 1000}
+    if harm == "missing":
+        (folder / name).unlink()
+    else:
+        (folder / name).write_bytes(harmed[harm])
+    with pytest.raises(CorpusError, match=f"{folder}.*: not a readable corpus"):
+        open_corpus(folder)
+    assert prepare(config, root=tmp_path, synthetic=recall) == folder
+    again = bytes_in(folder)
+    assert {kept: content for kept, content in again.items() if not kept.endswith(".damaged")} == good
+    assert harm == "missing" or f"{name}.damaged" in again
 
 
 def test_another_layout_is_refused(data_config: DataConfig, tmp_path: Path, recall: Recall) -> None:
-    path = prepare(data_config, root=tmp_path, synthetic=recall)
-    with h5py.File(path, "r+") as file:
-        file.attrs["layout"] = 99
-    with pytest.raises(CorpusError, match="layout 99, expected 1"):
-        open_corpus(path)
+    folder = prepare(data_config, root=tmp_path, synthetic=recall)
+    index = json.loads((folder / "corpus.json").read_text())
+    (folder / "corpus.json").write_text(json.dumps(index | {"layout": 99}))
+    with pytest.raises(CorpusError, match="layout 99, expected 2"):
+        open_corpus(folder)
 
 
 def test_a_failure_midway_leaves_nothing(data_config: DataConfig, tmp_path: Path) -> None:
@@ -176,7 +193,8 @@ def test_two_processes_at_once(
     outputs = [worker.communicate()[0].strip() for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
     assert outputs[0] == outputs[1]
-    assert files_in(root) == [f"{outputs[0]}.h5"]
+    assert files_in(root) == [outputs[0]]
+    assert files_in(root / outputs[0]) == ["corpus.json", "shard-00000.h5", "tokenizer.json"]
 
 
 def test_real_articles_with_the_gpt2_tokenizer(shared_data: Path, tmp_path: Path, recall: Recall) -> None:

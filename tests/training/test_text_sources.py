@@ -2,15 +2,17 @@ import gzip
 import json
 import lzma
 import os
+import random
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 import pytest
 
-from asiarch_hpc.config import DataConfig
+from asiarch_hpc.config import DataConfig, MixtureConfig, TextConfig
 from asiarch_hpc.errors import CorpusError
 from asiarch_hpc.training import text_sources
 
@@ -142,7 +144,7 @@ def test_standard_library_gives_megabytes_of_code_and_prose() -> None:
     prose = [t for t in texts if t.startswith('The "assert" statement')]
     assert len(prose) == 1  # from the language reference's chapters
     assert texts == read("python-stdlib")
-    described = text_sources.describe(DataConfig(source="python-stdlib"))
+    described = text_sources.describe(DataConfig(source="python-stdlib"), identity_megabytes=256)
     assert described["python"] == ".".join(map(str, sys.version_info[:3]))
     assert described["files"] > 300
 
@@ -155,8 +157,116 @@ def test_identity_follows_content_not_place_or_time(tmp_path: Path) -> None:
     os.utime(second / "a.jsonl", (1, 1))
 
     def identity(folder: Path) -> object:
-        return text_sources.describe(DataConfig(source="jsonl", paths=[str(folder)]))
+        return text_sources.describe(DataConfig(source="jsonl", paths=[str(folder)]), identity_megabytes=256)
 
     assert identity(first) == identity(second)
     (second / "a.jsonl").write_text('{"text": "else"}')
     assert identity(first) != identity(second)
+
+
+def test_much_text_is_identified_by_sizes_and_blocks(tmp_path: Path) -> None:
+    rng = random.Random(0)
+    path = tmp_path / "a.txt"
+
+    def identity() -> object:
+        config = TextConfig(source="text", paths=[str(path)])
+        return text_sources.describe(config, identity_megabytes=1 / 64)["sha256"]  # 16 KiB: blocks of 1 KiB
+
+    content = bytearray(rng.randbytes(100_000).hex().encode())
+    seen = []
+    for place in (None, 0, len(content) - 1):
+        if place is not None:
+            content[place : place + 1000] = b"x" * len(content[place : place + 1000])
+        path.write_bytes(content)
+        seen.append(identity())
+    path.write_bytes(content + b"longer")
+    seen.append(identity())
+    path.write_bytes(content)
+    seen.append(identity())
+    assert len(set(seen)) == 4
+    assert seen[4] == seen[2]
+
+
+def make_parquet(folder: Path) -> list[str]:
+    """Three files of several row groups; returns their texts in order."""
+    folder.mkdir()
+    rng = random.Random(0)
+    everything = []
+    for number in range(3):
+        texts = [f"text {number} {i} {'word ' * rng.randrange(9)}" for i in range(70)]
+        texts[5] = "  "
+        columns = {"id": list(range(70)), "text": texts, "score": [rng.uniform(1, 5) for _ in texts]}
+        pyarrow.parquet.write_table(pyarrow.table(columns), folder / f"train-{number}.parquet", row_group_size=16)
+        everything += [text for text in texts if text.strip()]
+    return everything
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "parquet", "jsonl", "text", "python-stdlib"])
+def test_reading_goes_on_at_any_document(tmp_path: Path, kind: str) -> None:
+    texts = make_parquet(tmp_path / "set")
+    config = TextConfig(source=kind, paths=[str(tmp_path / "set")])
+    if kind == "huggingface":
+        config = TextConfig(source=kind, dataset=str(tmp_path / "set"))
+    elif kind == "jsonl":
+        for number in range(3):
+            lines = [json.dumps({"text": text}) for text in texts[number::3]]
+            (tmp_path / "set" / f"{number}.jsonl").write_text("\n".join(lines))
+    elif kind == "text":
+        config.document_kilobytes = 0.1
+        for number in range(3):
+            (tmp_path / "set" / f"{number}.txt").write_text("\n\n".join(texts[number::3]))
+    whole = list(islice(text_sources.open_reader(config), 200))
+    for count in (0, 1, 16, 69, 70, 138, len(whole)):
+        reader = text_sources.open_reader(config)
+        before = iter(reader)
+        first = list(islice(before, count))
+        position = json.loads(json.dumps(reader.position()))
+        before.close()
+        again = text_sources.open_reader(config, position)
+        assert again.position() == position
+        assert first + list(islice(again, 200 - count)) == whole
+
+
+def test_a_data_set_is_read_as_a_stream(tmp_path: Path) -> None:
+    texts = make_parquet(tmp_path / "set")
+    config = TextConfig(source="huggingface", dataset=str(tmp_path / "set"))
+    assert list(text_sources.documents(config)) == texts
+    config.text_field = "body"
+    with pytest.raises(CorpusError, match=r"found fields \['id', 'score', 'text'\], expected 'body'"):
+        list(text_sources.documents(config))
+
+
+@pytest.mark.parametrize("kind", ["huggingface", "parquet", "jsonl"])
+def test_records_below_a_minimum_are_skipped(tmp_path: Path, kind: str) -> None:
+    make_parquet(tmp_path / "set")
+    records = [
+        record
+        for number in range(3)
+        for record in pyarrow.parquet.read_table(tmp_path / "set" / f"train-{number}.parquet").to_pylist()
+    ]
+    (tmp_path / "set" / "a.jsonl").write_text("\n".join(map(json.dumps, records)))
+    config = TextConfig(
+        source=kind, paths=[str(tmp_path / "set")], dataset=str(tmp_path / "set"), minimum={"score": 4.0}
+    )
+    if kind == "huggingface":
+        (tmp_path / "set" / "a.jsonl").unlink()
+    good = [record["text"] for record in records if record["score"] >= 4 and record["text"].strip()]
+    assert 10 < len(good) < 100
+    assert list(text_sources.documents(config)) == good
+    config.minimum = {"id": 0, "text": 1.0}
+    with pytest.raises(CorpusError, match=r"found 'text 0 0.*' in 'text', expected a number"):
+        list(text_sources.documents(config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mixture": [MixtureConfig(weight=0.0)]}, "positive weight"),
+        ({"mixture": [MixtureConfig(), MixtureConfig(weight=-0.5)]}, "positive weight"),
+        ({"mixture": [MixtureConfig()], "paths": ["/data"]}, "data.mixture beside data.paths"),
+        ({"mixture": [MixtureConfig(source="csv")]}, "data.source='csv'"),
+    ],
+)
+def test_bad_mixtures(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(CorpusError, match=message):
+        text_sources.sources_of(DataConfig(**settings))  # type: ignore[arg-type]

@@ -1,5 +1,9 @@
+import itertools
 import json
+import lzma
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +88,71 @@ def test_gpt2(shared_data: Path) -> None:
     assert gpt2.encode("Hello world") == [15496, 995]
     assert (gpt2.eos, gpt2.vocab) == (50256, 50257)
     assert gpt2.decode([15496, 995]) == "Hello world"
+
+
+def merged(word: str, ranks: dict[tuple[str, str], int]) -> list[str]:
+    """Byte-pair encoding as published: the pair of the lowest rank is joined everywhere, again and again."""
+    parts = list(word)
+    while pairs := [pair for pair in itertools.pairwise(parts) if pair in ranks]:
+        best = min(pairs, key=ranks.__getitem__)
+        joined: list[str] = []
+        for part in parts:
+            if joined and (joined[-1], part) == best:
+                joined[-1] += part
+            else:
+                joined.append(part)
+        parts = joined
+    return parts
+
+
+def test_gpt2_follows_the_published_merges(shared_data: Path) -> None:
+    regex = pytest.importorskip("regex")
+    folder = shared_data / "tokenizer" / "gpt2"
+    ids = json.loads((folder / "encoder.json").read_text())
+    lines = (folder / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]
+    ranks = {(a, b): rank for rank, (a, b) in enumerate(line.split() for line in lines)}
+    # printable bytes stand for themselves, the others for the characters from 256 on
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = {byte: chr(byte) for byte in printable}
+    letters |= {byte: chr(256 + i) for i, byte in enumerate(b for b in range(256) if b not in letters)}
+    words = regex.compile(r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+")
+    with lzma.open(shared_data / "text" / "wiki_en_2018" / "val.jsonl.xz", "rt") as file:
+        articles = [json.loads(line)["text"][:4000] for line in itertools.islice(file, 40)]
+    odd = [
+        "",
+        " ",
+        "\n\n \t x",
+        "I'll've I'LL 3.14159 ½٣",
+        "naïve Ελλάδα 東京都 \u200d🧑\u200d🚀\x00\x7f",
+        "<|endoftext|>",
+        "a" * 300,
+    ]
+    gpt2 = tokenizers.load(folder)
+    for text, found in zip([*articles, *odd], gpt2.encode_batch([*articles, *odd]), strict=True):
+        spelled = ["".join(letters[byte] for byte in word.encode()) for word in words.findall(text)]
+        assert found == [ids[part] for word in spelled for part in merged(word, ranks)]
+        assert gpt2.decode(found) == text
+
+
+def test_a_name_on_the_hub_is_taken_from_the_cache(tmp_path: Path, bpe: Tokenizer) -> None:
+    """The cache is laid out as the hub's library does it, and the library finds it there without network."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--someone--words"
+    snapshot = cached / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    (snapshot / "tokenizer.json").write_text(json.loads(bpe.to_json())["tokenizer"])
+    (snapshot / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|endoftext|>"}))
+    code = (
+        "from asiarch_hpc.training import tokenizer\n"
+        "print(tokenizer.load(tokenizer.locate('someone/words')).encode('the river'))\n"
+        "print(tokenizer.identity('someone/words'))\n"
+        "tokenizer.locate('someone/else')"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines() == [str(bpe.encode("the river")), tokenizers.identity(str(snapshot))]
+    last = done.stderr.strip()
+    assert "CorpusError: data.tokenizer='someone/else': no such file or folder, and as a name on the hub" in last
+    assert "Without internet" in last
