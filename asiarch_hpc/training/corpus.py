@@ -48,7 +48,7 @@ class Corpus:
     tokenizer: Tokenizer
     train: Documents
     source: Json
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()  # of the shards
 
     @functools.cached_property
     def heldout(self) -> Documents:

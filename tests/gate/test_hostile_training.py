@@ -60,7 +60,7 @@ def test_training_and_evaluation_hold_what_the_gate_let_through(
     words = {
         "trial": str(trial.root),
         "other": str(experiment.trial("smoke-s0").evaluation),
-        "corpus": str(space.corpus.path),
+        "corpus": str(space.corpus.path / space.corpus.names[0]),
         "run": str(calm.root),
         "mark": mark,
     }
