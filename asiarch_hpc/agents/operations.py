@@ -7,12 +7,14 @@ from functools import cache
 from pathlib import Path
 
 KERNELS = Path(__file__).resolve().parents[2] / "kernels"
+OF_THE_BACKBONE = ("linear_cross_entropy",)  # no part of a design
 
 
 @cache
 def operations() -> str:
     """One entry for each public function of `kernels/<operation>/`."""
-    return "\n".join(_entry(folder) for folder in sorted(KERNELS.iterdir()) if (folder / "__init__.py").is_file())
+    folders = sorted(folder for folder in KERNELS.iterdir() if (folder / "__init__.py").is_file())
+    return "\n".join(_entry(folder) for folder in folders if folder.name not in OF_THE_BACKBONE)
 
 
 def _entry(folder: Path) -> str:

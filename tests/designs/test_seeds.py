@@ -56,7 +56,7 @@ def rms(x: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    return x / x.norm(dim=-1, keepdim=True)
+    return x / (x.square().sum(-1, keepdim=True) + 1e-6).sqrt()
 
 
 def delta_net(m: nn.Module, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asiarch_hpc.designs.units.base import Recipe, Unit
+from kernels.swiglu import swiglu
 
 
 class SwiGLU(Unit):
@@ -24,8 +25,7 @@ class SwiGLU(Unit):
         self.down = self.linear(hidden, self.dim)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        gate, value = self.up(X).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * value), Z
+        return self.down(swiglu(self.up(X))), Z
 
 
 class GELUFeedForward(Unit):
