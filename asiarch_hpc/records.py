@@ -156,12 +156,22 @@ class TrialRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaskScore:
-    """Accuracy of one task, with its standard error, chance level and number of questions."""
+    """Accuracy of one task, with its binomial standard error, chance level and number of questions.
+
+    `metric` is the accuracy that counts, `normalised` lm-eval's acc_norm (choices compared by likelihood per byte)
+    where the task has it. `z` is the distance from chance in standard errors, and `above_chance` whether it is beyond
+    the configured quantile, one-sided. `counted` tells whether the benchmark contains the task.
+    """
 
     accuracy: float
     stderr: float
     chance: float
     questions: int
+    metric: str = "acc"
+    normalised: float | None = None
+    z: float | None = None
+    above_chance: bool | None = None
+    counted: bool = True
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,7 +179,8 @@ class Evaluation:
     """One evaluation of trained weights (`trials/<name>/evaluation.json`).
 
     `loss` is held-out nats per token, `bits_per_byte` the same text per UTF-8 byte; `untrained_*` are the same
-    for the model before its first step. `benchmark` is the mean task accuracy.
+    for the model before its first step. `benchmark` is the mean accuracy of the tasks that are `counted`, `averages`
+    are further means with a name.
     """
 
     experiment: str
@@ -183,6 +194,7 @@ class Evaluation:
     uniform_loss: float
     benchmark: float
     tasks: Mapping[str, TaskScore] = field(default_factory=dict)
+    averages: Mapping[str, float] = field(default_factory=dict)
     seconds: float = 0.0
     harness: str = ""
     schema_version: int = SCHEMA_VERSION

@@ -190,6 +190,8 @@ def _mean_tasks(evaluations: list[Evaluation]) -> dict[str, TaskScore]:
             stderr=statistics.fmean(e.tasks[name].stderr for e in evaluations),
             chance=evaluations[0].tasks[name].chance,
             questions=evaluations[0].tasks[name].questions,
+            metric=evaluations[0].tasks[name].metric,
+            counted=evaluations[0].tasks[name].counted,
         )
         for name in names
     }

@@ -77,10 +77,15 @@ def _serve(space: Workspace, source: str, gate: GateReport, seed: int, weights: 
     """The trained weights, or fresh ones: the blocks in a confined process, the final norm and the head in this one."""
     scale, vocab, config = space.config.scale, space.corpus.vocab, space.config.evaluation
     gpu, rung = uses_gpu(scale.device, space.config.gate.sandbox), choose_rung(space.config.gate.sandbox)
+    # Fresh weights are measured on little text; they need no second process.
+    devices = (config.devices or (max(1, space.config.executor.train.gpus) if gpu else 1)) if weights is not None else 1
     ends = _ends(space, gate, seed, weights)
 
-    def load() -> Callable[[Tensor], Tensor]:
+    def load(index: int) -> Callable[[Tensor], Tensor]:
         device = choose_device(scale.device)
+        if device.type == "cuda":
+            device = torch.device("cuda", index)
+            torch.cuda.set_device(device)
         precision = choose_precision(gate.only_precision or scale.precision, device)
         model = build_model(source, vocab=vocab, scale=scale, dim=gate.dim, depth=gate.depth, seed=seed)
         if weights is not None:
@@ -94,7 +99,7 @@ def _serve(space: Workspace, source: str, gate: GateReport, seed: int, weights: 
 
         return states
 
-    with tempfile.TemporaryDirectory(prefix="asiarch-serve-") as scratch:
+    with tempfile.TemporaryDirectory(prefix="asiarch-serve-") as scratch, contextlib.ExitStack() as processes:
 
         def isolate() -> None:
             with open(os.devnull, "w") as silence:  # what a design prints is no part of the job's log
@@ -108,17 +113,23 @@ def _serve(space: Workspace, source: str, gate: GateReport, seed: int, weights: 
                 gpu=gpu,
             )
 
-        with serve_states(
-            load,
-            dim=gate.dim,
-            vocab=vocab,
-            max_tokens=config.batch_size * scale.length,
-            timeout_s=config.timeout_s,
-            isolate=isolate,
-            threads=scale.threads,
-        ) as states:
-            rows = max(1, int(config.logit_megabytes * 1e6 / (4 * vocab)))
-            yield ServedModel([states], _logits(ends, vocab, "cuda" if gpu else "cpu"), rows)
+        states = [
+            processes.enter_context(
+                serve_states(
+                    functools.partial(load, index),
+                    dim=gate.dim,
+                    vocab=vocab,
+                    max_tokens=config.batch_size * scale.length,
+                    timeout_s=config.timeout_s,
+                    isolate=isolate,
+                    threads=scale.threads,
+                )
+            )
+            for index in range(devices)
+        ]
+        rows = max(1, int(config.logit_megabytes * 1e6 / (4 * vocab)))
+        logits = _logits(ends, vocab, "cuda" if gpu else "cpu")
+        yield ServedModel(states, logits, rows, config.gpu_pad_multiple if gpu else 1)
 
 
 def _ends(space: Workspace, gate: GateReport, seed: int, weights: bytes | None) -> LanguageModel:

@@ -60,7 +60,8 @@ TORCH_FREE = (
     "asiarch_hpc.designs.template_children", "asiarch_hpc.designs.template_repair",
     "asiarch_hpc.designs.template_compose", "asiarch_hpc.designs.template_text",
     "asiarch_hpc.importers.genesys", "asiarch_hpc.importers.genesys_units", "asiarch_hpc.importers.untrained",
-    "asiarch_hpc.importers.substitution", "jobs.entry", "jobs.import_run", "jobs.serve",
+    "asiarch_hpc.importers.substitution", "asiarch_hpc.evaluation.sources", "jobs.entry",
+    "jobs.import_run", "jobs.serve",
 )  # fmt: skip
 
 

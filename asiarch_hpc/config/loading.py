@@ -1,7 +1,7 @@
 """Reads and checks a configuration; the only module that reads `configs/`.
 
 A run's configuration is the schema's defaults, then the named file of `configs/` (or any path), then dotted
-overrides such as `search.batch=8`.
+overrides such as `search.batch=8`. A suite of evaluation tasks that one of them names stands just below it.
 """
 
 from __future__ import annotations
@@ -22,9 +22,11 @@ from asiarch_hpc.config.agents import ServerConfig
 from asiarch_hpc.config.processes import process_problems
 from asiarch_hpc.config.schema import Config, ScaleConfig
 from asiarch_hpc.config.stages import at_stage, resolve_stages, stage_problems
+from asiarch_hpc.config.suites import evaluation_problems, with_suites
 from asiarch_hpc.errors import ConfigError
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+SUITES = CONFIGS / "suites"
 
 # What says how a run is carried out, not what it finds: it may change when a run is resumed. Patterns of keys.
 CARRIED_OUT_BY = (
@@ -59,7 +61,7 @@ def load_config(name_or_path: str = "laptop", overrides: Sequence[str] = ()) -> 
     layers += [(_layer(override), f"override {override!r}") for override in overrides]
     merged, stages = OmegaConf.structured(Config), OmegaConf.create()
     for layer, source in layers:
-        merged = _merge(merged, layer, source)
+        merged = _merge(merged, with_suites(layer, SUITES), source)
         stages = cast(DictConfig, OmegaConf.merge(stages, layer.get("stages", {})))
         if "stages" in layer and not layer.stages:  # stages={}: exploration alone
             merged.stages, stages = {}, OmegaConf.create()
@@ -114,6 +116,12 @@ def check(config: Config) -> None:
     _check_early_stopping(config)
     problems = [
         *stage_problems(config),
+        *evaluation_problems(config.evaluation, "evaluation"),
+        *(
+            problem
+            for name, stage in config.stages.items()
+            for problem in evaluation_problems(stage.evaluation, f"stages.{name}.evaluation")
+        ),
         (search.policy in ("asi_arch", "random"), f"search.policy={search.policy!r}: asi_arch or random"),
         (config.fitness.judge in ("rule", "llm"), f"fitness.judge={config.fitness.judge!r}: rule or llm"),
         (
@@ -276,7 +284,14 @@ def _check_sizes(where: str, config: Config) -> None:
     """
     positive = {
         "scale": ("dim", "depth", "heads", "length", "batch_size", "steps", "threads", "learning_rate"),
-        "evaluation": ("questions", "heldout_tokens", "untrained_tokens", "batch_size", "timeout_s"),
+        "evaluation": (
+            "questions",
+            "heldout_tokens",
+            "untrained_tokens",
+            "batch_size",
+            "timeout_s",
+            "gpu_pad_multiple",
+        ),
         "search": ("batch", "attempts", "pool_size"),
         "gate": (
             *("timeout_s", "memory_gb", "dim_step", "learn_steps", "slow_multiple", "memory_multiple"),

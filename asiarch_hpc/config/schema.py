@@ -96,10 +96,21 @@ class ScaleConfig:
 
 @dataclass
 class EvaluationConfig:
-    """What is measured after training."""
+    """What is measured after training.
 
+    Tasks are this project's own (text_choice, line_completion, recall, selective_copy), or any of lm-eval's.
+    """
+
+    suite: str = ""  # asi_arch | genesys | local: configs/suites/<name>.yaml gives the defaults of what follows
     tasks: list[str] = field(default_factory=lambda: ["text_choice", "recall", "selective_copy"])
-    questions: int = 100  # per task
+    metrics: dict[str, str] = field(default_factory=dict)  # the accuracy that counts where it is not lm-eval's acc
+    averages: dict[str, list[str]] = field(default_factory=dict)  # further means; none where a task of it is absent
+    benchmark: str = ""  # the average that is the benchmark; empty: the mean of all tasks
+    data: str = ""  # folder of files for lm-eval's tasks; empty: the Hugging Face hub or its cache
+    limit: int = 500  # documents of each of lm-eval's tasks, the first ones; 0: all
+    begin_with_eos: bool = True  # false: only text without a context, as lm-eval's class for Hugging Face models does
+    above_chance_z: float = 1.645  # standard errors above chance that count as above it: one-sided, 5 %
+    questions: int = 100  # of each of the own tasks
     seed: int = 0  # of the questions; one value for everything that is to be compared
     heldout_tokens: int = 40_000
     untrained_tokens: int = 4_000  # part of the held-out text on which fresh weights are measured
@@ -107,6 +118,8 @@ class EvaluationConfig:
     min_margin: float = 0.1  # held-out loss must lie this share below uniform and below the untrained model's
     causality_tolerance: float = 0.05  # nats by which a prediction may move when only later tokens change
     timeout_s: float = 600.0
+    devices: int = 0  # processes that compute, one for each GPU; 0: one for each GPU of the training
+    gpu_pad_multiple: int = 64  # lengths on a GPU are multiples of this; kernels compile or tune for each length
     logit_megabytes: float = 256.0  # of fp32 logits at once, however many places a batch is scored at
 
 

@@ -23,6 +23,7 @@ from asiarch_hpc.controller.rebuild import events_of
 from asiarch_hpc.controller.scheduler import JobRequest, Scheduler
 from asiarch_hpc.controller.state import Event, RunState
 from asiarch_hpc.errors import ConfigError, RecordError, StoreError
+from asiarch_hpc.evaluation.sources import check_sources
 from asiarch_hpc.store.experiments import scan
 from asiarch_hpc.store.files import move_aside, read_json, store_error, write_json
 from asiarch_hpc.store.journal import Journal, read_events
@@ -43,9 +44,12 @@ def open_controller(layout: RunLayout, config: Config) -> Iterator[Controller]:
         ConfigError: the run was imported, or exists with another configuration; the message shows the difference.
         LeaseError: a live controller holds the run.
         StoreError: the results tree cannot be written.
+        EvaluationError: files of evaluation tasks are missing.
     """
     with contextlib.suppress(RecordError):  # a damaged record is restored below
         refuse_imported(layout)
+    for evaluation in (config.evaluation, *(stage.evaluation for stage in config.stages.values())):
+        check_sources(evaluation.tasks, evaluation.data)
     _make_folders(layout)
     lease = take_lease(layout, stale_seconds=config.limits.lease_stale_seconds)
     controller = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import importlib.metadata
 import math
@@ -10,18 +9,20 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from asiarch_hpc.config import EvaluationConfig
 from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.evaluation.scores import averages, benchmark, number, task_scores
 from asiarch_hpc.evaluation.scoring import Call, ServedModel
-from asiarch_hpc.evaluation.tasks import ROLLING, build_tasks, chance_levels
+from asiarch_hpc.evaluation.sources import OWN_TASKS, published
+from asiarch_hpc.evaluation.tasks import ROLLING, build_tasks
 from asiarch_hpc.records import Evaluation, TaskScore
 
 if TYPE_CHECKING:  # importing it imports lm-eval, which must wait until the models' processes are forked
-    from asiarch_hpc.evaluation.model import Tokenizer
+    from asiarch_hpc.evaluation.model import HarnessModel, Tokenizer
 
 # Held-out documents are taken in pages of this many characters, one page of each in turn, so that the text measured
 # comes from as many documents as there are.
@@ -48,8 +49,8 @@ def evaluate(
 
     The file is read once; those bytes are hashed, compared, and handed to the model's process. `loss` is nats per
     token of the held-out text, `bits_per_byte` the same nats / (ln 2 · UTF-8 bytes). `benchmark` is the plain mean
-    of the tasks' accuracies (likeliest choice by summed log-likelihood, not normalised by length). The untrained
-    values come from freshly initialised weights on the first part of the same text.
+    of the tasks' accuracies, by default those of the likeliest choice by summed log-likelihood. The untrained values
+    come from freshly initialised weights on the first part of the same text.
 
     Args:
         expected_sha256: of the checkpoint that training wrote; other bytes are refused.
@@ -72,7 +73,8 @@ def evaluate(
     with serve(content) as trained, serve(None) as fresh:
         del content
         texts = heldout_texts()
-        before, after, tasks = _measure_both(trained, fresh, texts, tokenizer, config, task_folder, max_length, vocab)
+        measurement = _Measurement(texts, tokenizer, config, task_folder, max_length, vocab)
+        before, after, tasks = measurement.run(trained, fresh)
     return Evaluation(
         experiment=experiment,
         trial=trial,
@@ -83,74 +85,92 @@ def evaluate(
         untrained_loss=before.loss,
         untrained_bits_per_byte=before.bits_per_byte,
         uniform_loss=math.log(vocab),
-        benchmark=sum(score.accuracy for score in tasks.values()) / len(tasks),
+        benchmark=benchmark(tasks),
         tasks=tasks,
+        averages=averages(tasks, config),
         seconds=clock() - started,
         harness=f"lm-eval {importlib.metadata.version('lm-eval')}",
     )
 
 
 @dataclass(frozen=True, slots=True)
-class _Measured:
-    """Rolling likelihood of the held-out text, and what lm-eval reported for every task."""
+class _Likelihood:
+    """Rolling likelihood of held-out text."""
 
     loss: float
     bits_per_byte: float
-    results: Mapping[str, Any]
 
 
-def _measure_both(
-    trained: ServedModel,
-    fresh: ServedModel,
-    texts: Sequence[str],
-    tokenizer: Tokenizer,
-    config: EvaluationConfig,
-    task_folder: Path,
-    max_length: int,
-    vocab: int,
-) -> tuple[_Measured, _Measured, dict[str, TaskScore]]:
-    """The fresh model on the first part of the text; the trained one on all of it and on the tasks."""
-    text = _measured_text(texts, tokenizer, config.heldout_tokens)
-    part = _measured_text(texts, tokenizer, min(config.untrained_tokens, config.heldout_tokens))
-    folder = build_tasks(
-        texts, names=config.tasks, questions=config.questions, seed=config.seed, folder=task_folder, rolling=text
-    )
-    part_folder = build_tasks((), names=(), questions=0, seed=config.seed, folder=task_folder, rolling=part)
-    measure = functools.partial(_measure, tokenizer=tokenizer, max_length=max_length, config=config)
-    before = measure(fresh, (), part_folder, part)
-    mixed = measure(ServedModel(fresh.states, trained.logits, trained.rows), (), part_folder, part)
-    _check_causal(trained, text, tokenizer, max_length, config)
-    after = measure(trained, config.tasks, folder, text)
-    limits = {
-        "a uniform guess": math.log(vocab),
-        "the untrained model": before.loss,
-        "untrained blocks under the trained head": mixed.loss,  # as if the blocks' weights were never loaded
-    }
-    _check_trained(after.loss, limits, config.min_margin)
-    tasks = _task_scores(after.results, config.tasks, config.questions, chance_levels(folder, config.tasks))
-    return before, after, tasks
+@dataclass(frozen=True, slots=True)
+class _Measurement:
+    """How models are measured: everything that does not depend on the model."""
 
+    texts: Sequence[str]
+    tokenizer: Tokenizer
+    config: EvaluationConfig
+    task_folder: Path
+    max_length: int
+    vocab: int
 
-def _measure(
-    served: ServedModel,
-    names: Sequence[str],
-    folder: Path,
-    text: Sequence[str],
-    *,
-    tokenizer: Tokenizer,
-    max_length: int,
-    config: EvaluationConfig,
-) -> _Measured:
-    from asiarch_hpc.evaluation.harness import run_tasks  # lm-eval, only after the forks
-    from asiarch_hpc.evaluation.model import HarnessModel
+    def run(self, trained: ServedModel, fresh: ServedModel) -> tuple[_Likelihood, _Likelihood, dict[str, TaskScore]]:
+        """The fresh model on the first part of the text; the trained one on all of it and on the tasks."""
+        from asiarch_hpc.evaluation.harness import own_tasks, published_tasks, run_tasks  # lm-eval, after the forks
 
-    model = HarnessModel(served, tokenizer=tokenizer, max_length=max_length, batch_size=config.batch_size)
-    results = run_tasks(model, folder, [*names, ROLLING])
-    bits = _number(results, ROLLING, "bits_per_byte,none")
-    if not (bits > 0):
-        raise EvaluationError(f"held-out bits per byte are {bits}, expected a positive number: the model is not scored")
-    nats = bits * math.log(2) * sum(len(document.encode()) for document in text)
-    return _Measured(nats / model.scored_tokens, bits, results)
+        config, names = self.config, self.config.tasks
+        loaded = published_tasks(published(names), config.data)
+        text = _measured_text(self.texts, self.tokenizer, config.heldout_tokens)
+        part = _measured_text(self.texts, self.tokenizer, min(config.untrained_tokens, config.heldout_tokens))
+        own = [name for name in names if name in OWN_TASKS]
+        folder = self._build(own, text)
+        before = self._likelihood(fresh, part)
+        mixed = self._likelihood(ServedModel(fresh.states, trained.logits, trained.rows, trained.pad_multiple), part)
+        _check_causal(trained, text, self.tokenizer, self.max_length, config)
+        after = self._likelihood(trained, text)
+        limits = {
+            "a uniform guess": math.log(self.vocab),
+            "the untrained model": before.loss,
+            "untrained blocks under the trained head": mixed.loss,  # as if the blocks' weights were never loaded
+        }
+        _check_trained(after.loss, limits, config.min_margin)
+        model = self._model(trained)
+        measured = run_tasks(model, own_tasks(folder, own))
+        measured |= run_tasks(model, loaded, limit=config.limit or None)
+        return before, after, task_scores({name: measured[name] for name in names}, config)
+
+    def _likelihood(self, served: ServedModel, text: Sequence[str]) -> _Likelihood:
+        from asiarch_hpc.evaluation.harness import own_tasks, run_tasks
+
+        model = self._model(served)
+        (measured,) = run_tasks(model, own_tasks(self._build((), text), [ROLLING]))[ROLLING]
+        bits = number(ROLLING, measured.values, "bits_per_byte,none")
+        if not (bits > 0):
+            raise EvaluationError(
+                f"held-out bits per byte are {bits}, expected a positive number: the model is not scored"
+            )
+        nats = bits * math.log(2) * sum(len(document.encode()) for document in text)
+        return _Likelihood(nats / model.scored_tokens, bits)
+
+    def _model(self, served: ServedModel) -> HarnessModel:
+        from asiarch_hpc.evaluation.model import HarnessModel
+
+        return HarnessModel(
+            served,
+            tokenizer=self.tokenizer,
+            max_length=self.max_length,
+            batch_size=self.config.batch_size,
+            begin_with_eos=self.config.begin_with_eos,
+        )
+
+    def _build(self, names: Sequence[str], rolling: Sequence[str]) -> Path:
+        config = self.config
+        return build_tasks(
+            self.texts,
+            names=names,
+            questions=config.questions,
+            seed=config.seed,
+            folder=self.task_folder,
+            rolling=rolling,
+        )
 
 
 def _read(weights: Path, expected_sha256: str) -> tuple[bytes, str]:
@@ -229,26 +249,3 @@ def _check_causal(
             f"the rows change, expected at most {config.causality_tolerance:g}: it sees the answers, mixes rows or is "
             "random in evaluation, so it gets no score; the design must be causal and deterministic"
         )
-
-
-def _task_scores(
-    results: Mapping[str, Any], names: Sequence[str], questions: int, chance: Mapping[str, float]
-) -> dict[str, TaskScore]:
-    scores: dict[str, TaskScore] = {}
-    for name in names:
-        accuracy = _number(results, name, "acc,none")
-        count = int(_number(results, name, "sample_len"))
-        if not (0 <= accuracy <= 1) or count != questions:
-            raise EvaluationError(
-                f"task {name}: accuracy {accuracy} of {count} questions, expected a number from 0 to 1 of {questions}"
-            )
-        stderr = math.sqrt(accuracy * (1 - accuracy) / count)
-        scores[name] = TaskScore(accuracy=accuracy, stderr=stderr, chance=chance[name], questions=count)
-    return scores
-
-
-def _number(results: Mapping[str, Any], task: str, key: str) -> float:
-    value = results.get(task, {}).get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise EvaluationError(f"task {task}: {key} is {value!r}, expected a finite number: the model is not scored")
-    return float(value)

@@ -11,7 +11,6 @@ import io
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,22 +22,8 @@ from omegaconf import OmegaConf
 
 from asiarch_hpc.evaluation.model import HarnessModel
 from asiarch_hpc.evaluation.published import load_published, task_on_rows
+from asiarch_hpc.evaluation.scores import Measured
 from asiarch_hpc.evaluation.sources import read_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Measured:
-    """What lm-eval reported for one task or one member of a group.
-
-    Attributes:
-        values: by metric and filter, as in `acc,none`.
-        questions: documents asked.
-        chance: accuracy of a uniform guess among the choices; 0 where the answer is free text.
-    """
-
-    values: Mapping[str, Any]
-    questions: int
-    chance: float
 
 
 def own_tasks(folder: Path, names: Sequence[str]) -> dict[str, list[Task]]:

@@ -5,7 +5,7 @@ Importing this module imports lm-eval (about a second, and threads): start the m
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -14,6 +14,7 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
 from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.evaluation.generation import continue_texts, text_of
 from asiarch_hpc.evaluation.scoring import Call, ServedModel
 
 Pair = tuple[list[int], list[int]]  # ids of a context, and of the continuation to score
@@ -43,7 +44,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     Args:
         max_length: the longest input, in tokens.
         batch_size: rows of `max_length` in one call; shorter rows are packed to the same number of tokens.
-        pad_multiple: rows are padded to a multiple of it, for devices that compile or tune for each length.
         begin_with_eos: every sequence starts with `tokenizer.eos`, as the documents of the training do; else only
             one without a context does, as in lm-eval's class for Hugging Face models.
 
@@ -60,7 +60,6 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         tokenizer: Tokenizer,
         max_length: int,
         batch_size: int,
-        pad_multiple: int = 1,
         begin_with_eos: bool = True,
     ) -> None:
         super().__init__()
@@ -68,7 +67,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._codec = tokenizer
         self._max_length = max_length
         self._call_tokens = batch_size * max_length
-        self._pad_multiple = pad_multiple
+        self._pad_multiple = model.pad_multiple
         self._begin = [tokenizer.eos] if begin_with_eos else []
         self._encoded: dict[str, list[int]] = {}
         self.scored_tokens = 0
@@ -104,10 +103,25 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        raise EvaluationError(
-            "a task asks for generated text; local tasks score given continuations only, "
-            "use output_type multiple_choice, loglikelihood or loglikelihood_rolling"
-        )
+        prompts = self._codec.encode_batch([request.args[0] for request in requests])
+        texts = [
+            text_of(self._begin + ids, request.args[1], self._max_length)
+            for ids, request in zip(prompts, requests, strict=True)
+        ]
+        for text in texts:
+            text.ids = text.ids or [self._codec.eos]
+
+        def calls(indices: Iterable[int]) -> Iterator[Call]:
+            rows = [(tuple(texts[index].ids + texts[index].new), index) for index in indices]
+            rows.sort(key=lambda row: -len(row[0]))
+            start = 0
+            for batch in self._batches([ids for ids, _ in rows]):
+                ids = self._padded(batch)
+                places = [at * ids.shape[1] + len(row) - 1 for at, row in enumerate(batch)]
+                yield Call(ids, torch.tensor(places), [index for _, index in rows[start : start + len(batch)]])
+                start += len(batch)
+
+        return continue_texts(self._model, texts, calls=calls, decode=self._codec.decode, eos=self._codec.eos)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any

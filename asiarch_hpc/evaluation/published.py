@@ -31,7 +31,7 @@ _FOLDERS = {
     "social_iqa": "siqa",
     "tinyGSM8k": "tinyBenchmarks",
     "tinyTruthfulQA": "tinyBenchmarks",
-    **{name: "qa4mre" for name in ("qa4mre_2011", "qa4mre_2012", "qa4mre_2013")},
+    **dict.fromkeys(("qa4mre_2011", "qa4mre_2012", "qa4mre_2013"), "qa4mre"),
     **{name: f"glue/{name}" for name in ("cola", "mnli", "mrpc", "qnli", "qqp", "rte", "sst2", "wnli")},
 }
 _SPLITS = ("training_split", "validation_split", "test_split", "fewshot_split")
@@ -106,7 +106,7 @@ def _build(definition: dict[str, Any], files: Mapping[str, Path] | None) -> Task
 def _splits(config: dict[str, Any], files: Mapping[str, Path]) -> dict[str, list[Row]]:
     """Rows of each split that there is a file for; the configuration forgets the others."""
     evaluated = config.get("test_split") or config.get("validation_split")
-    for stem in (config.get("dataset_name"), config["task"]):
+    for stem in (str(config.get("dataset_name")), config["task"]):
         if evaluated and stem in files:  # a member of a group
             files = {evaluated: files[stem]}
     if evaluated and evaluated not in files:

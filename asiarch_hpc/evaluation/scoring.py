@@ -45,11 +45,13 @@ class ServedModel:
         logits: the final norm and the head, from the hashed weights: `[count, dim]` fp32 states on the CPU to
             `[count, vocab]` fp32 logits on any device.
         rows: most states of one call of `logits`, so that the logits of a batch never exist all at once.
+        pad_multiple: lengths of which the blocks want a multiple, because kernels compile or tune for each length.
     """
 
     states: Sequence[States]
     logits: Callable[[Tensor], Tensor]
     rows: int
+    pad_multiple: int = 1
 
     def run(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Tensor]]:
         """The states `[count, dim]` at the places of each call, in order.

@@ -150,15 +150,6 @@ def build_tasks(
     return _write_once(files, folder)
 
 
-def chance_levels(folder: Path, names: Sequence[str]) -> dict[str, float]:
-    """Accuracy of a uniform guess in each task: the mean of 1 / number of choices."""
-    levels: dict[str, float] = {}
-    for name in names:
-        rows = [json.loads(line) for line in (folder / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
-        levels[name] = sum(1 / len(row["choices"]) for row in rows) / len(rows)
-    return levels
-
-
 def _questions(name: str, texts: Sequence[str], count: int, seed: int) -> list[Row]:
     rng = random.Random(f"asiarch evaluation {name} {seed}")
     rows: dict[str, Row] = {}

@@ -146,8 +146,9 @@ def _sds(evaluations: Sequence[Evaluation], reference: BaselineStats, spread: Se
 
 
 def _question_noise(evaluation: Evaluation) -> float:
-    """Standard error of the mean task accuracy, from the finite number of questions."""
-    return math.sqrt(math.fsum(t.stderr**2 for t in evaluation.tasks.values())) / len(evaluation.tasks)
+    """Standard error of the benchmark, from the finite number of questions."""
+    counted = [task.stderr for task in evaluation.tasks.values() if task.counted]
+    return math.sqrt(math.fsum(stderr**2 for stderr in counted)) / len(counted)
 
 
 def _fitness_sd(measured: Measured, config: FitnessConfig, sds: Measured) -> float:

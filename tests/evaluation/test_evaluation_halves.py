@@ -43,12 +43,15 @@ def build(tied: bool, seed: int, change: bool) -> LanguageModel:
     return model.eval().requires_grad_(False)
 
 
-def log_probabilities(weights: bytes | None, tied: bool) -> torch.Tensor:
-    """Of each next token, as the evaluation computes them: [rows, length - 1]."""
-    with _serve(space(tied=tied), SOURCE, GATE, 5, weights) as model:
-        places = torch.arange(IDS.numel()).view(IDS.shape)[:, :-1].flatten()
-        ((_, states),) = model.run([Call(IDS, places)])
-        return model.score(states, IDS[:, 1:].flatten())[0].view(len(IDS), -1)
+def log_probabilities(weights: bytes | None, tied: bool, devices: int = 1) -> torch.Tensor:
+    """Of each next token, as the evaluation computes them, row after row: [rows, length - 1]."""
+    where = space(tied=tied)
+    where.config.evaluation.devices = devices
+    with _serve(where, SOURCE, GATE, 5, weights) as model:
+        assert len(model.states) == devices
+        rows = [Call(row[None], torch.arange(len(row) - 1)) for row in IDS]
+        found = [model.score(states, call.ids[0, 1:])[0] for call, states in model.run(rows)]
+        return torch.stack(found)
 
 
 def expected(model: LanguageModel) -> torch.Tensor:
@@ -57,11 +60,12 @@ def expected(model: LanguageModel) -> torch.Tensor:
     return torch.log_softmax(logits, -1)[:, :-1].gather(2, IDS[:, 1:, None])[..., 0].double()
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_together_they_give_the_trained_models_probabilities(tied: bool) -> None:
+@pytest.mark.parametrize(("tied", "devices"), [(False, 1), (True, 1), (False, 2)])
+def test_together_they_give_the_trained_models_probabilities(tied: bool, devices: int) -> None:
     model, buffer = build(tied, seed=9, change=True), io.BytesIO()
     torch.save(model.state_dict(), buffer)
-    torch.testing.assert_close(log_probabilities(buffer.getvalue(), tied), expected(model), rtol=1e-5, atol=1e-5)
+    found = log_probabilities(buffer.getvalue(), tied, devices)
+    torch.testing.assert_close(found, expected(model), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [False, True])

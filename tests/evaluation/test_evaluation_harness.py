@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from asiarch_hpc.errors import EvaluationError
-from asiarch_hpc.evaluation.harness import run_tasks
+from asiarch_hpc.evaluation.harness import own_tasks, run_tasks
 from asiarch_hpc.evaluation.model import HarnessModel
 from asiarch_hpc.evaluation.scoring import ServedModel
 from asiarch_hpc.evaluation.tasks import build_tasks
@@ -52,11 +52,11 @@ def harness(
 ) -> HarnessModel:
     head = torch.no_grad()(options.pop("head", TOY.head))
     children = [InProcess(states) for _ in range(options.pop("devices", 1))]
-    served = ServedModel(children, head, rows=options.pop("rows", 7))
+    served = ServedModel(children, head, options.pop("rows", 7), options.pop("pad_multiple", 1))
     return HarnessModel(served, tokenizer=Bytes(), max_length=max_length, batch_size=batch_size, **options)
 
 
-def requests(*args: tuple[str, ...]) -> list[SimpleNamespace]:
+def requests(*args: tuple[Any, ...]) -> list[SimpleNamespace]:
     return [SimpleNamespace(args=arg) for arg in args]
 
 
@@ -179,17 +179,41 @@ def test_requests_that_cannot_be_scored_say_why() -> None:
         harness().loglikelihood(requests(("a", "")))
     with pytest.raises(EvaluationError, match="50 tokens, the model reads 24"):
         harness().loglikelihood(requests(("a", "b" * 50)))
-    with pytest.raises(EvaluationError, match="generated text"):
-        harness().generate_until(requests(("a", "{}")))
+    with pytest.raises(EvaluationError, match="random continuations"):
+        harness().generate_until(requests(("a", {"do_sample": True, "temperature": 0.7})))
+    with pytest.raises(EvaluationError, match="256 new tokens, the model reads 24"):
+        harness().generate_until(requests(("a", {})))
+
+
+@torch.no_grad()
+def greedy(text: str, count: int) -> list[int]:
+    ids = [EOS, *text.encode()]
+    for _ in range(count):
+        ids.append(int(TOY(torch.tensor([ids]))[0, -1].argmax()))
+    return ids[-count:]
+
+
+@given(texts=st.lists(st.text("abc ", max_size=12), min_size=1, max_size=5), batch_size=st.integers(1, 3))
+@settings(deadline=None, max_examples=15)
+def test_generated_text_is_the_likeliest_up_to_its_end(texts: list[str], batch_size: int) -> None:
+    whole = [greedy(text, 6) for text in texts]
+    until = Bytes().decode(whole[0][3:4])  # ends at least the first text
+    arguments = {"until": [until] if until else [], "max_gen_toks": 6, "do_sample": False}
+    found = harness(batch_size=batch_size).generate_until(requests(*((text, arguments) for text in texts)))
+    for ids, answer in zip(whole, found, strict=True):
+        ids = ids[: ids.index(EOS)] if EOS in ids else ids
+        text = Bytes().decode(ids)
+        assert answer == (text.split(until)[0] if until else text)
 
 
 def test_lm_eval_counts_what_a_direct_computation_counts(tmp_path: Path) -> None:
     names = ["text_choice", "recall"]
     documents = [text[:700] for text in texts()[:3]]
     folder = build_tasks(texts(), names=names, questions=15, seed=0, folder=tmp_path, rolling=documents)
-    results = run_tasks(harness(max_length=64, batch_size=8), folder, [*names, "heldout_text"])
+    tasks = own_tasks(folder, [*names, "heldout_text"])
+    results = {name: found for name, (found,) in run_tasks(harness(max_length=64, batch_size=8), tasks).items()}
     for name in names:
-        right = 0
+        right, chance = 0, 0.0
         for line in (folder / f"{name}.jsonl").read_text().splitlines():
             row = json.loads(line)
             pairs = [
@@ -198,8 +222,10 @@ def test_lm_eval_counts_what_a_direct_computation_counts(tmp_path: Path) -> None
             ]
             scores = [naive([EOS, *(a + b).encode()], len(b.encode()), 64)[0] for a, b in pairs]
             right += max(range(len(scores)), key=scores.__getitem__) == row["answer"]
-        assert results[name]["acc,none"] == pytest.approx(right / 15)
-        assert results[name]["sample_len"] == 15
+            chance += 1 / len(scores)
+        assert results[name].values["acc,none"] == pytest.approx(right / 15)
+        assert results[name].questions == 15
+        assert results[name].chance == pytest.approx(chance / 15)
     nats = -sum(harness(max_length=64).loglikelihood_rolling(requests(*((text,) for text in documents))))
     size = sum(len(text.encode()) for text in documents)
-    assert results["heldout_text"]["bits_per_byte,none"] == pytest.approx(nats / size / math.log(2))
+    assert results["heldout_text"].values["bits_per_byte,none"] == pytest.approx(nats / size / math.log(2))

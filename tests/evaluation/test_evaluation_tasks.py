@@ -104,14 +104,6 @@ def test_answers_are_spread_over_the_places(tmp_path: Path) -> None:
         assert max(answers.count(answer) for answer in set(answers)) < 60
 
 
-def test_chance_is_the_mean_over_the_choices(tmp_path: Path) -> None:
-    folder = build(tmp_path)
-    levels = tasks.chance_levels(folder, NAMES)
-    assert levels["text_choice"] == levels["line_completion"] == 0.25
-    sizes = [len(row["choices"]) for row in rows(folder, "recall")]  # type: ignore[arg-type]
-    assert levels["recall"] == pytest.approx(sum(1 / size for size in sizes) / len(sizes))
-
-
 @given(seed=st.integers(0, 10**6), questions_seed=st.integers(0, 10**6))
 @settings(deadline=None, max_examples=10)
 def test_training_documents_never_hold_an_evaluation_context(seed: int, questions_seed: int) -> None:
