@@ -132,6 +132,10 @@ def test_missing_files_are_named_with_what_can_run(tmp_path: Path) -> None:
         published_tasks(names[1:], str(tmp_path))
     check_sources(["recall", "wnli"], str(tmp_path))
     check_sources(names, "")
+
+
+@pytest.mark.slow  # for lm-eval's index of all tasks
+def test_an_unknown_task_is_named(tmp_path: Path) -> None:
     with pytest.raises(EvaluationError, match=r"no_such_task: .*lm-eval has no task of this name"):
         published_tasks(["no_such_task"], str(tmp_path))
 
