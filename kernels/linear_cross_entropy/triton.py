@@ -16,7 +16,7 @@ from triton.tools.tensor_descriptor import (  # type: ignore[import-untyped, imp
 from kernels.linear_cross_entropy import triton_kernels
 
 # Exponentials of one chunk of tokens.
-_CHUNK_BYTES = 2**30
+_CHUNK_BYTES = 2**31
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Tiles:
     """Sizes of the product's tiles: tokens, ids (a multiple of 64, as is the width of the buffer, so that only the last
     tile of a row has padding), width of hidden (None: the whole), warps and stages of the pipeline.
 
-    `programs` is the number that the vocabulary is split for, where there are too few blocks of tokens; `in_registers`
+    `programs` is the number that run at the same time, and the vocabulary is split so that all do; `in_registers`
     keeps hidden there, not in shared memory, where there is only one tile of it.
     """
 
@@ -37,7 +37,7 @@ class Tiles:
     in_registers: bool = False
 
 
-_NARROW = Tiles(128, 64, None, 8, 4, in_registers=True)
+_NARROW = Tiles(128, 128, None, 8, 2, in_registers=True)
 _WIDE = Tiles(128, 128, 64, 4, 3)
 _SCORES = Tiles(128, 128, 64, 8, 3)
 _SAFE = Tiles(64, 64, 32, 4, 2)
@@ -153,9 +153,14 @@ def _parts(tokens: int, size: int) -> Iterator[slice]:
 
 
 def _spans(tokens: int, columns: int, tiles: Tiles) -> tuple[int, int, int]:
-    """Blocks of tokens, spans of the vocabulary, tiles in a span."""
+    """Blocks of tokens, spans of the vocabulary, tiles in a span: those that leave the fewest processors idle."""
     row_blocks, blocks = -(-tokens // tiles.bm), -(-columns // tiles.bn)
-    each = -(-blocks // max(tiles.programs // row_blocks, 1))
+
+    def turns(spans: int) -> int:
+        """Tiles that a processor goes through, and about three more to start each program."""
+        return -(-row_blocks * spans // tiles.programs) * (-(-blocks // spans) + 3)
+
+    each = -(-blocks // min(range(1, blocks + 1), key=turns))
     return row_blocks, -(-blocks // each), each
 
 

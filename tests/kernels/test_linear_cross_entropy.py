@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,8 +13,8 @@ from torch import Tensor
 from kernels.linear_cross_entropy import chunked, linear_cross_entropy, linear_log_likelihood, reference
 from tests.kernels.cases import error
 from tests.kernels.conftest import TOLERANCES
+from tests.kernels.interpreter import run_interpreted
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 SIZES = [(50, 32, 192, 150), (33, 24, 150, 150), (1, 7, 3, 3), (17, 8, 64, 1)]
 
 
@@ -163,13 +159,7 @@ def test_arguments_that_do_not_fit() -> None:
 
 
 def test_fused_form_in_the_interpreter() -> None:
-    pytest.importorskip("triton")
-    tests = ROOT / "tests" / "kernels" / "interpreted_head.py"
-    words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(tests)]
-    words += ["-W", "ignore::RuntimeWarning"]  # it computes with NumPy, which warns where a GPU gives inf and nan
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
+    run_interpreted("interpreted_linear_cross_entropy.py")
 
 
 @pytest.mark.gpu

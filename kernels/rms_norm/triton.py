@@ -1,0 +1,123 @@
+"""On a GPU: a row is read once and stays in registers; the backward pass computes its root mean square again."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from __future__ import annotations
+
+import torch
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from torch import Tensor
+
+# Elements of one program's tile; programs of the backward pass, each with a partial sum of the weight's gradient, and
+# how many of their tiles are under way.
+_ELEMENTS = 2048
+_PROGRAMS = 528
+_STAGES = 3
+
+
+@triton.jit
+def _tile(ptr, row, rows, d, dim, stride):
+    mask = (row < rows)[:, None] & (d < dim)[None, :]
+    return tl.load(ptr + row.to(tl.int64)[:, None] * stride + d[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, w_ptr, g_ptr, y_ptr, rows, dim, x_row, g_row, eps,
+    WEIGHT: tl.constexpr, GATE: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    d = tl.arange(0, BD)
+    x = _tile(x_ptr, row, rows, d, dim, x_row)
+    y = x * (1 / tl.sqrt(tl.sum(x * x, 1) / dim + eps))[:, None]
+    if WEIGHT:
+        y *= tl.load(w_ptr + d, mask=d < dim, other=0.0).to(tl.float32)[None, :]
+    if GATE:
+        g = _tile(g_ptr, row, rows, d, dim, g_row)
+        y *= g * tl.sigmoid(g) if SILU else tl.sigmoid(g)
+    mask = (row < rows)[:, None] & (d < dim)[None, :]
+    tl.store(y_ptr + row.to(tl.int64)[:, None] * dim + d[None, :], y.to(y_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def backward_kernel(
+    x_ptr, w_ptr, g_ptr, dy_ptr, dx_ptr, dg_ptr, partial_ptr, rows, dim, x_row, g_row, eps, steps,
+    WEIGHT: tl.constexpr, GATE: tl.constexpr, SILU: tl.constexpr, ROWS: tl.constexpr, BD: tl.constexpr,
+    STAGES: tl.constexpr,
+):  # fmt: skip
+    """`steps` tiles of ROWS rows; leaves the sum over them of the weight's gradient in partial [programs, dim]."""
+    d = tl.arange(0, BD)
+    if WEIGHT:
+        w = tl.load(w_ptr + d, mask=d < dim, other=0.0).to(tl.float32)
+        by_weight = tl.zeros([ROWS, BD], tl.float32)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        row = (tl.program_id(0) * steps + step) * ROWS + tl.arange(0, ROWS)
+        mask = (row < rows)[:, None] & (d < dim)[None, :]
+        place = row.to(tl.int64)[:, None] * dim + d[None, :]
+        x = _tile(x_ptr, row, rows, d, dim, x_row)
+        dy = tl.load(dy_ptr + place, mask=mask, other=0.0).to(tl.float32)
+        scale = 1 / tl.sqrt(tl.sum(x * x, 1) / dim + eps)
+        x *= scale[:, None]
+        if GATE:
+            g = _tile(g_ptr, row, rows, d, dim, g_row)
+            s = tl.sigmoid(g)
+            y = x
+            if WEIGHT:
+                y *= w[None, :]
+            slope = s * (1 + g * (1 - s)) if SILU else s * (1 - s)
+            tl.store(dg_ptr + place, (dy * y * slope).to(dg_ptr.dtype.element_ty), mask=mask)
+            dy *= g * s if SILU else s
+        if WEIGHT:
+            by_weight += dy * x
+            dy *= w[None, :]
+        dx = (dy - x * (tl.sum(dy * x, 1) / dim)[:, None]) * scale[:, None]
+        tl.store(dx_ptr + place, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+    if WEIGHT:
+        tl.store(partial_ptr + tl.program_id(0) * dim + d, tl.sum(by_weight, 0), mask=d < dim)
+
+
+def forward(x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, silu: bool) -> Tensor:
+    """[rows, dim]; weight [dim], gate [rows, dim]."""
+    rows, dim = x.shape
+    x = _with_adjacent_channels(x)
+    gate = None if gate is None else _with_adjacent_channels(gate)
+    y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    each, width, warps = _sizes(dim)
+    forward_kernel[(-(-rows // each),)](
+        x, weight, gate, y, rows, dim, x.stride(0), 0 if gate is None else gate.stride(0), eps,
+        WEIGHT=weight is not None, GATE=gate is not None, SILU=silu, ROWS=each, BD=width, num_warps=warps,
+    )  # fmt: skip
+    return y
+
+
+def backward(
+    x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, silu: bool, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x and gate in their types, of weight in float32; empty for operands that are None."""
+    rows, dim = x.shape
+    x = _with_adjacent_channels(x)
+    gate = None if gate is None else _with_adjacent_channels(gate)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dg = x.new_empty(0) if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=x.device)
+    each, width, warps = _sizes(dim)
+    steps = -(-rows // (each * _PROGRAMS))
+    programs = -(-rows // (each * steps))
+    partial = torch.empty(0 if weight is None else programs, dim, dtype=torch.float32, device=x.device)
+    backward_kernel[(programs,)](
+        x, weight, gate, dy.contiguous(), dx, dg, partial, rows, dim, x.stride(0),
+        0 if gate is None else gate.stride(0), eps, steps,
+        WEIGHT=weight is not None, GATE=gate is not None, SILU=silu, ROWS=each, BD=width, STAGES=_STAGES,
+        num_warps=warps,
+    )  # fmt: skip
+    return dx, x.new_empty(0, dtype=torch.float32) if weight is None else partial.sum(0), dg
+
+
+def _sizes(dim: int) -> tuple[int, int, int]:
+    """Rows of a tile, its width, warps."""
+    width = 1 << (dim - 1).bit_length()
+    return max(_ELEMENTS // width, 1), width, 8 if width > 4096 else 4
+
+
+def _with_adjacent_channels(x: Tensor) -> Tensor:
+    return x if x.stride(1) == 1 else x.contiguous()

@@ -1,0 +1,160 @@
+"""Kernels of the short convolution: every token is read once, and its neighbours stay in registers."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc, assignment, var-annotated"
+# ruff: noqa: RUF005 (Triton knows no starred tuples)
+
+from __future__ import annotations
+
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+
+@triton.jit
+def _place(length, dim, TOKENS: tl.constexpr, BD: tl.constexpr):
+    """This program's sequence, first token and channels. Programs that run at the same time share tokens, so that
+    together they read whole rows."""
+    parts = tl.cdiv(dim, BD)
+    block = tl.program_id(0) // parts
+    blocks = tl.cdiv(length, TOKENS)
+    d = tl.program_id(0) % parts * BD + tl.arange(0, BD)
+    return (block // blocks).to(tl.int64), block % blocks * TOKENS, d
+
+
+@triton.jit
+def _row(ptr, t, stride, d, length, inside):
+    """Token t as it is stored, 0 outside the sequence."""
+    return tl.load(ptr + t * stride + d, mask=inside & (t >= 0) & (t < length), other=0.0)
+
+
+@triton.jit
+def _rows(ptr, first, stride, d, length, inside, COUNT: tl.constexpr):
+    rows = ()
+    for u in tl.static_range(COUNT):
+        rows = rows + (_row(ptr, first + u, stride, d, length, inside),)
+    return rows
+
+
+@triton.jit
+def _neighbours(x_ptr, first, stride, d, length, inside, WIDTH: tl.constexpr):
+    """The WIDTH - 1 tokens before the first."""
+    window = ()
+    for j in tl.static_range(WIDTH - 1):
+        window = window + (_row(x_ptr, first - (WIDTH - 1) + j, stride, d, length, inside).to(tl.float32),)
+    return window
+
+
+@triton.jit
+def _taps(w_ptr, d, inside, WIDTH: tl.constexpr):
+    taps = ()
+    for j in tl.static_range(WIDTH):
+        taps = taps + (tl.load(w_ptr + d * WIDTH + j, mask=inside, other=0.0).to(tl.float32),)
+    return taps
+
+
+@triton.jit
+def _filtered(window, taps, start, WIDTH: tl.constexpr):
+    total = start
+    for j in tl.static_range(WIDTH):
+        total += taps[j] * window[j]
+    return total
+
+
+@triton.jit
+def _sigmoid(z):
+    """By a reciprocal square root, which is one instruction, where a division is many."""
+    root = tl.rsqrt(1 + tl.exp2(z * -1.4426950408889634))
+    return root * root
+
+
+@triton.jit
+def forward_kernel(
+    x_ptr, w_ptr, b_ptr, y_ptr, length, dim, x_batch, x_token,
+    WIDTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr, AHEAD: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """TOKENS tokens of BD channels of one sequence; AHEAD tokens are read while as many are computed."""
+    batch, first, d = _place(length, dim, TOKENS, BD)
+    last = tl.minimum(first + TOKENS, length)
+    inside = d < dim
+    x_ptr += batch * x_batch
+    y_ptr += batch * length * dim
+    taps = _taps(w_ptr, d, inside, WIDTH)
+    bias = tl.zeros([BD], tl.float32)
+    if BIAS:
+        bias += tl.load(b_ptr + d, mask=inside, other=0.0).to(tl.float32)
+    window = _neighbours(x_ptr, first, x_token, d, length, inside, WIDTH)
+    rows = _rows(x_ptr, first, x_token, d, last, inside, AHEAD)
+    for block in range(first, last, AHEAD):
+        following = _rows(x_ptr, block + AHEAD, x_token, d, last, inside, AHEAD)
+        for u in tl.static_range(AHEAD):
+            seen = window + (rows[u].to(tl.float32),)
+            y = _filtered(seen, taps, bias, WIDTH)
+            if SILU:
+                y *= _sigmoid(y)
+            mask = inside & (block + u < last)
+            tl.store(y_ptr + (block + u) * dim + d, y.to(y_ptr.dtype.element_ty), mask=mask)
+            window = seen[1:]
+        rows = following
+
+
+@triton.jit
+def backward_kernel(
+    x_ptr, w_ptr, b_ptr, dy_ptr, dx_ptr, partial_ptr, length, dim, x_batch, x_token,
+    WIDTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr, AHEAD: tl.constexpr,
+    BD: tl.constexpr,
+):  # fmt: skip
+    """As `forward_kernel`; the gradient of a token follows WIDTH - 1 tokens behind, when all that it reached are known.
+
+    Writes partial sums [WIDTH + 1, dim] of the gradients of taps and bias.
+    """
+    batch, first, d = _place(length, dim, TOKENS, BD)
+    last = tl.minimum(first + TOKENS, length)
+    # The tokens from there on are the next program's, here only for what they pass back.
+    reached = tl.minimum(last + WIDTH - 1, length)
+    inside = d < dim
+    x_ptr += batch * x_batch
+    dy_ptr += batch * length * dim
+    dx_ptr += batch * length * dim
+    partial_ptr += tl.program_id(0).to(tl.int64) // tl.cdiv(dim, BD) * (WIDTH + 1) * dim
+    taps = _taps(w_ptr, d, inside, WIDTH)
+    bias = tl.zeros([BD], tl.float32)
+    if BIAS:
+        bias += tl.load(b_ptr + d, mask=inside, other=0.0).to(tl.float32)
+    window = _neighbours(x_ptr, first, x_token, d, length, inside, WIDTH)
+    later, by_taps = (), ()
+    for _ in tl.static_range(WIDTH - 1):
+        later = later + (tl.zeros([BD], tl.float32),)
+    for _ in tl.static_range(WIDTH):
+        by_taps = by_taps + (tl.zeros([BD], tl.float32),)
+    by_bias = tl.zeros([BD], tl.float32)
+    rows = _rows(x_ptr, first, x_token, d, reached, inside, AHEAD)
+    upstream = _rows(dy_ptr, first, dim, d, reached, inside, AHEAD)
+    for block in range(first, last + WIDTH - 1, AHEAD):
+        following = _rows(x_ptr, block + AHEAD, x_token, d, reached, inside, AHEAD)
+        following_upstream = _rows(dy_ptr, block + AHEAD, dim, d, reached, inside, AHEAD)
+        for u in tl.static_range(AHEAD):
+            seen = window + (rows[u].to(tl.float32),)
+            dz = upstream[u].to(tl.float32)
+            if SILU:
+                z = _filtered(seen, taps, bias, WIDTH)
+                s = _sigmoid(z)
+                dz *= s + z * s * (1 - s)
+            own = tl.where(block + u < last, dz, 0.0)
+            if BIAS:
+                by_bias += own
+            added = ()
+            for j in tl.static_range(WIDTH):
+                added = added + (by_taps[j] + own * seen[j],)
+            by_taps = added
+            # Newest first: the newest one reaches the token WIDTH - 1 before it through the first tap.
+            passed = (dz,) + later
+            t = block + u - (WIDTH - 1)
+            dx = _filtered(passed, taps, tl.zeros([BD], tl.float32), WIDTH)
+            tl.store(dx_ptr + t * dim + d, dx.to(dx_ptr.dtype.element_ty), mask=inside & (t >= first) & (t < last))
+            window = seen[1:]
+            later = passed[: WIDTH - 1]
+        rows = following
+        upstream = following_upstream
+    for j in tl.static_range(WIDTH):
+        tl.store(partial_ptr + j * dim + d, by_taps[j], mask=inside)
+    tl.store(partial_ptr + WIDTH * dim + d, by_bias, mask=inside)

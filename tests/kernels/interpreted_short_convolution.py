@@ -1,0 +1,44 @@
+"""The GPU form of the short convolution in Triton's interpreter; test_short_convolution.py runs it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from kernels.short_convolution import reference
+from kernels.short_convolution import triton as fused
+from tests.kernels.cases import error
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that short sequences are cut too."""
+    monkeypatch.setattr(fused, "_TOKENS", ((8,), (16,)))
+
+
+@pytest.mark.parametrize(("silu", "biased"), [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("batch", "length", "dim", "width"), [(2, 33, 5, 4), (1, 16, 140, 4), (2, 7, 3, 1), (1, 17, 8, 8), (1, 2, 4, 3)]
+)
+def test_results_and_gradients(batch: int, length: int, dim: int, width: int, silu: bool, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(length)
+    # Channels of a larger tensor, as of a projection for queries, keys and values.
+    x = torch.randn(batch, length, 2 * dim, generator=generator)[:, :, :dim]
+    weight, bias = torch.randn(dim, width, generator=generator), torch.randn(dim, generator=generator)
+    dy = torch.randn(batch, length, dim, generator=generator)
+    used = bias if biased else None
+    found = (fused.forward(x, weight, used, silu), *fused.backward(x, weight, used, silu, dy))
+    exact = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
+    y = reference.short_convolution(exact[0], exact[1], exact[2] if biased else None, "silu" if silu else None)
+    wanted = torch.autograd.grad((y * dy).sum(), exact[: 2 + biased])
+    for ours, expected in zip(found, (y, *wanted), strict=biased):
+        assert error(ours, expected) < 1e-5
+
+
+def test_no_token_reaches_an_earlier_output() -> None:
+    x, weight = torch.randn(1, 40, 5), torch.randn(5, 4)
+    before = fused.forward(x, weight, None, True)
+    for position in (1, 7, 8, 31):
+        changed = x.clone()
+        changed[:, position:] = torch.nan
+        assert torch.equal(fused.forward(changed, weight, None, True)[:, :position], before[:, :position])
