@@ -78,9 +78,10 @@ def _training_precision(config: Config) -> Precision:
 
 
 def _text(space: Workspace) -> Tensor:
-    """[rows, length + 1] tokens of training text for the gate's learning steps."""
+    """[rows, length + 1] tokens of training text for the gate's learning steps: a batch, or a part of a large one."""
     scale, text = space.config.scale, space.corpus.train
-    needed = scale.batch_size * (scale.length + 1)
+    rows = max(1, min(scale.batch_size, space.config.gate.learn_tokens // scale.length))
+    needed = rows * (scale.length + 1)
     if text.tokens < needed:
         raise DesignError(f"the corpus has {text.tokens} tokens, fewer than the {needed} of one batch; use more text")
-    return torch.tensor(text.read(0, needed).astype("int64")).view(scale.batch_size, scale.length + 1)
+    return torch.tensor(text.read(0, needed).astype("int64")).view(rows, scale.length + 1)

@@ -294,7 +294,8 @@ def _check_sizes(where: str, config: Config) -> None:
         ),
         "search": ("batch", "attempts", "pool_size"),
         "gate": (
-            *("timeout_s", "memory_gb", "dim_step", "learn_steps", "slow_multiple", "memory_multiple"),
+            *("timeout_s", "memory_gb", "dim_step", "learn_steps", "learn_tokens"),
+            *("slow_multiple", "memory_multiple"),
             *("count_launches", "growth_limit", "clock_tokens", "clock_repeats"),
         ),
         "limits": ("submissions", "refusals", "tick_seconds", "lease_stale_seconds"),

@@ -237,6 +237,7 @@ class GateConfig:
     flops_tolerance: float = 2.0  # factor beyond which measured FLOPs are flagged
     dim_step: int = 8
     learn_steps: int = 10
+    learn_tokens: int = 16_384  # of each of these steps, at most
     learn_rate: float = 1e-2
     learn_drop: float = 0.01  # least share of the first loss by which these steps must lower it
     grad_clip: float = 1.0  # in these steps; the norm before clipping must stay below the next limit
