@@ -33,7 +33,7 @@ CARRIED_OUT_BY = (
     "executor", "limits", "agents.endpoints", "agents.servers", "agents.api_key_env", "agents.api_key_file",
     "agents.stream", "agents.retries", "agents.backoff_s", "agents.backoff_limit_s", "agents.wait_s",
     "agents.tokens", "agents.gpu_seconds", "agents.health_s", "stages.*.train",
-    "data.processes", "data.serial_megabytes", "data.chunk_megabytes",
+    "data.processes", "data.serial_megabytes", "data.chunk_megabytes", "data.claim_stale_seconds",
 )  # fmt: skip
 PROPOSERS = ("recombine", "llm")
 

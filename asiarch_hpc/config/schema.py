@@ -48,6 +48,7 @@ class DataConfig(TextConfig):
     serial_megabytes: float = 16.0  # text that is tokenised before other processes are started
     chunk_megabytes: float = 1.0  # text that a process tokenises at once
     identity_megabytes: float = 256.0  # of all files; of more text, this much evenly spread stands for the content
+    claim_stale_seconds: float = 60.0  # without a sign of life, after which another process prepares the corpus
     cache: str = ""  # folder of prepared corpora; empty: `corpora` beside the run
 
 

@@ -24,6 +24,7 @@ from asiarch_hpc.errors import CorpusError, StoreError
 from asiarch_hpc.records import Json
 from asiarch_hpc.training import shards, text_sources
 from asiarch_hpc.training import tokenizer as tokenizers
+from asiarch_hpc.training.claim import claimed
 from asiarch_hpc.training.documents import Documents
 from asiarch_hpc.training.encoding import Encoder, is_heldout, token_type
 from asiarch_hpc.training.mixing import Mixer, Progress, State, Synthetic
@@ -78,8 +79,8 @@ def prepare(
     """Writes the corpus of a configuration to the folder `root/<key>` unless it is there; returns the folder.
 
     The key hashes everything that defines the content, which the number of processes does not. A preparation that
-    was killed goes on after the last finished shard. Any number of processes may prepare the same corpus at once:
-    each uses what the others have finished, and the contents are equal.
+    was killed goes on after the last finished shard. Any number of processes may ask for the same corpus at once:
+    one makes it while the others wait, and were two to make it, the contents would be equal.
 
     Args:
         config: sources, tokenizer and sizes.
@@ -98,17 +99,26 @@ def prepare(
     weighted = [found | {"share": share} for found, (_, share) in zip(described, parts, strict=True)]
     key = _key(config, weighted, synthetic)
     folder = root / key
-    if (folder / "corpus.json").exists():
+    index = folder / "corpus.json"
+    if index.exists():
         try:
             open_corpus(folder)
             return folder
         except CorpusError:
-            _set_aside(folder / "corpus.json")
+            _set_aside(index)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _build(config, folder, weighted, synthetic, on_progress)
+        claim = claimed(folder / ".claim", stale_seconds=config.claim_stale_seconds, finished=index.exists)
+        with claim as beat:
+
+            def alive(progress: Progress) -> None:
+                beat()
+                on_progress(progress)
+
+            if not index.exists():
+                _build(config, folder, weighted, synthetic, alive)
     except OSError as error:
-        if (folder / "corpus.json").exists():  # another process finished it, and tidied up
+        if index.exists():  # another process finished it, and tidied up
             return folder
         raise StoreError(f"{folder}: the corpus cannot be written: {error}; free space or change data.cache") from error
     finally:
