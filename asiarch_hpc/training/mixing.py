@@ -19,7 +19,7 @@ from asiarch_hpc.errors import CorpusError
 from asiarch_hpc.records import Json
 from asiarch_hpc.training.encoding import Chunk, Encoder
 from asiarch_hpc.training.shards import Shard
-from asiarch_hpc.training.text_sources import Reader, name_of, open_reader, sources_of
+from asiarch_hpc.training.text_sources import Reader, open_reader, sources_of
 
 _MEGABYTE = 1 << 20
 Synthetic = Callable[[int], Iterable[str]]
@@ -139,7 +139,7 @@ class Mixer:
         source = min(range(len(self._parts)), key=lambda i: (state.tokens[i] / self._shares[i], i))
         document = self._streams[source].take()
         if document is None:
-            state.ended = f"end of {name_of(self._parts[source][0])}"
+            state.ended = f"end of source {source}"
             return
         state.size += document.size
         if document.heldout:
