@@ -269,7 +269,8 @@ def _scheduler(layout: RunLayout, config: Config, uid: str) -> Scheduler:
             "executor.kind=slurm, but `sinfo` does not answer here; start on a login node or set it to local"
         )
     if kind == "slurm" or (kind == "auto" and available(config.executor.command_seconds)):
-        return SlurmScheduler(uid, layout.jobs, config.executor, make_callable)
+        stages = [stage.train for stage in config.stages.values()]
+        return SlurmScheduler(uid, layout.jobs, config.executor, make_callable, stages=stages)
     return LocalScheduler(layout.jobs, config.executor, make_callable)
 
 

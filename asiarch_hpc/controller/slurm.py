@@ -62,8 +62,17 @@ class SlurmScheduler:
 
     name = "slurm"
 
-    def __init__(self, prefix: str, folder: Path, config: ExecutorConfig, make_callable: MakeCallable) -> None:
-        """`prefix` begins every tag of the run and of no other run of this user.
+    def __init__(
+        self,
+        prefix: str,
+        folder: Path,
+        config: ExecutorConfig,
+        make_callable: MakeCallable,
+        *,
+        stages: Sequence[ResourceConfig] = (),
+    ) -> None:
+        """`prefix` begins every tag of the run and of no other run of this user. `stages` are what trainings of stages
+        will ask for: an option that sbatch does not know must not show after days of exploration.
 
         Raises:
             ConfigError: the resources of a job kind hold an option that sbatch does not know.
@@ -74,7 +83,7 @@ class SlurmScheduler:
         self._make_callable = make_callable
         self._array_limit = 0
         self._ids: dict[str, str] = {}
-        for resources in (config.propose, config.train, config.assess):
+        for resources in (config.propose, config.train, config.assess, *stages):
             self._executor(resources, self._folder, "check")
 
     def room(self, unfinished: int) -> int:

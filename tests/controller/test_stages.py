@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from asiarch_hpc.config import Config, PromotionConfig, StageConfig
 from asiarch_hpc.controller import progress, run, view
 from asiarch_hpc.controller.loop import Controller
 from asiarch_hpc.controller.scheduler import JobRequest
-from asiarch_hpc.errors import TrainingError
+from asiarch_hpc.errors import SchedulerError, TrainingError
 from asiarch_hpc.store.files import write_json
 from asiarch_hpc.store.journal import read_events
 from asiarch_hpc.store.layout import RunLayout
@@ -47,6 +47,10 @@ def two_stages() -> Config:
 
 def summaries(layout: RunLayout) -> dict[str, Any]:
     return {path.name: json.loads(path.read_text()) for path in sorted(layout.root.glob("stages/*.json"))}
+
+
+def at_verify(event: dict[str, Any]) -> list[dict[str, Any]]:
+    return [work for work in event["works"] if work["scale"] == "verify"]
 
 
 def submitted(controller: Controller) -> list[dict[str, Any]]:
@@ -80,12 +84,16 @@ def test_the_best_go_on_and_the_run_ends_after_them(tmp_path: Path) -> None:
 
 
 def test_a_stage_waits_for_the_reference_and_trains_mamba2_nowhere_else(tmp_path: Path) -> None:
-    controller = drive(tmp_path / "run", two_stages())
-    works = [work for work in submitted(controller) if work["scale"] == "verify"]
-    promoted = controller.state.stages["verify"].promoted
+    layout = RunLayout(tmp_path / "run")
+    controller = finish(layout, two_stages(), SimulatedScheduler(SimulatedJobs(layout), limit=50))
     reference = controller.state.baselines["delta_net"]
-    begun = [work["experiment"] for work in works]
-    assert max(i for i, e in enumerate(begun) if e == reference) < min(begun.index(e) for e in promoted)
+    promoted = controller.state.stages["verify"].promoted
+    trained: set[str] = set()
+    for event in read_events(controller.layout.journal):
+        if event["event"] == "trained" and event["experiment"] == reference:
+            trained.add(event["trial"])
+        if event["event"] == "intent" and any(work["experiment"] in promoted for work in at_verify(event)):
+            assert {f"verify-s{seed}" for seed in range(3)} <= trained
     mamba2 = controller.state.experiments[controller.state.baselines["mamba2"]]
     assert mamba2.gate.passed
     assert not mamba2.evaluations
@@ -123,7 +131,10 @@ class Failing(SimulatedJobs):
 def drive_with(layout: RunLayout, config: Config, victim: Callable[[SimulatedJobs, str], bool]) -> Controller:
     jobs = Failing(layout)
     jobs.victim = victim  # type: ignore[method-assign, assignment]
-    scheduler = SimulatedScheduler(jobs)
+    return finish(layout, config, SimulatedScheduler(jobs))
+
+
+def finish(layout: RunLayout, config: Config, scheduler: SimulatedScheduler) -> Controller:
     controller = controller_of(layout, config, scheduler, Clock())
     while controller.done() is None:
         controller.tick()
@@ -248,9 +259,30 @@ def test_a_stage_asks_for_its_own_resources(tmp_path: Path) -> None:
 
 
 def test_gpu_seconds_that_are_used_up_end_the_run_before_a_stage(tmp_path: Path) -> None:
-    config = staged(verify=ALL)
+    config = config_of()
     config.executor.train.gpus = 1
-    config.agents.gpu_seconds = 8.0
+    config.agents.gpu_seconds = 1e9
+    exploration = drive(tmp_path / "whole", config).state.gpu_seconds
+    config = staged(config, verify=ALL)
+    config.agents.gpu_seconds = exploration
     controller = drive(tmp_path / "run", config)
     assert "agents.gpu_seconds" in str(controller.done())
+    assert controller.state.stages["verify"].promoted
     assert not any(work["scale"] for work in submitted(controller))
+
+
+def test_a_run_whose_stage_is_refused_by_the_scheduler_is_not_over(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path / "run")
+
+    class Refusing(SimulatedScheduler):
+        def submit(self, tag: str, jobs: Sequence[JobRequest]) -> list[str]:
+            if any(job.arguments["arguments"].get("scale") for job in jobs):
+                raise SchedulerError("no")
+            return super().submit(tag, jobs)
+
+    scheduler = Refusing(SimulatedJobs(layout))
+    controller = controller_of(layout, staged(verify=ALL), scheduler, Clock())
+    while not controller.state.stages or controller.state.busy:
+        controller.tick()
+        scheduler.work()
+    assert controller.done() is None
