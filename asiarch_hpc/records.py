@@ -151,6 +151,9 @@ class TrialRecord:
     sandbox: str = ""  # the rung that held the training
     micro_batch: int = 0  # rows of one pass
     compiled: bool = False  # whether the blocks ran compiled
+    ranks: int = 1  # processes that trained together
+    engine: str = "torch"  # or deepspeed
+    network: bool = False  # whether the design's code could reach the network while it trained
     schema_version: int = SCHEMA_VERSION
 
 

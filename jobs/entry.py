@@ -48,7 +48,7 @@ class SupersededError(AsiarchError):
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One execution of one piece of work."""
+    """One execution of one piece of work; `rank` numbers the tasks of a job that has several."""
 
     layout: RunLayout
     job: str
@@ -56,6 +56,7 @@ class Attempt:
     submission: int
     restart: int
     stop: mmap.mmap
+    rank: int = 0
 
     @property
     def token(self) -> str:
@@ -108,8 +109,13 @@ class Entry:
     def __call__(self) -> None:
         started = time.monotonic()
         restart = int(os.environ.get("SLURM_RESTART_COUNT") or 0)
-        attempt = Attempt(RunLayout(Path(self.root)), self.job, self.work, self.submission, restart, mmap.mmap(-1, 1))
+        layout, stop = RunLayout(Path(self.root)), mmap.mmap(-1, 1)
+        rank = int(os.environ["SLURM_PROCID"]) if under_srun() else 0
+        attempt = Attempt(layout, self.job, self.work, self.submission, restart, stop, rank)
         _listen(attempt.stop)
+        if rank > 0:
+            self._assist(attempt)
+            return
         message: Json
         try:
             attempt.claim()
@@ -117,6 +123,7 @@ class Entry:
             attempt.check_current()
         except SupersededError as error:
             print(f"stopped: {error}", flush=True)
+            _end_tasks()
             return
         except StoppedError as error:
             if _requeue(attempt):
@@ -139,11 +146,31 @@ class Entry:
             "seconds": round(time.monotonic() - started, 3),
         }
         write_json(attempt.layout.message(self.job, restart), message)
+        if message["status"] != "ok":
+            _end_tasks()
+
+    def _assist(self, attempt: Attempt) -> None:
+        """A further task of a job: its first task claims the attempt, and says what became of it."""
+        try:
+            self._load()(attempt, self.arguments)
+        except AsiarchError as error:
+            print(f"rank {attempt.rank}: {error}", flush=True)
 
     def _load(self) -> Callable[[Attempt, Json], Json]:
         module, _, name = self.function.partition(":")
         function: Callable[[Attempt, Json], Json] = getattr(importlib.import_module(module), name)
         return function
+
+
+def under_srun() -> bool:
+    """Whether this process is one of several tasks that srun started for this job."""
+    return os.environ.get("SUBMITIT_EXECUTOR") == "slurm" and int(os.environ.get("SLURM_NTASKS") or 1) > 1
+
+
+def _end_tasks() -> None:
+    """Lets srun end the job's other tasks, which may still wait for this one: it does so when a task fails."""
+    if under_srun():
+        raise SystemExit(1)
 
 
 def _failure(status: str, error: Exception) -> Json:

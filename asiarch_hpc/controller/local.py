@@ -16,7 +16,7 @@ from typing import Any
 
 import submitit
 
-from asiarch_hpc.config import ExecutorConfig
+from asiarch_hpc.config import ExecutorConfig, ranks_per_node
 from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, MakeCallable, job_environment
 from asiarch_hpc.errors import SchedulerError
 
@@ -30,7 +30,7 @@ class LocalScheduler:
         self._folder = folder.absolute()
         self._config = config
         self._make_callable = make_callable
-        self._limit = config.max_jobs or os.cpu_count() or 1
+        self._limit = config.max_jobs or max(1, (os.cpu_count() or 1) // ranks_per_node(config.train))
         self._started: dict[str, submitit.Job[Any]] = {}
 
     def room(self, unfinished: int) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 from submitit.core.utils import DelayedSubmission
 from submitit.slurm.slurm import SlurmExecutor
 
-from asiarch_hpc.config import ExecutorConfig, ResourceConfig
+from asiarch_hpc.config import ExecutorConfig, ResourceConfig, ranks_per_node
 from asiarch_hpc.controller.scheduler import JobRequest, JobStatus, MakeCallable, State, job_environment
 from asiarch_hpc.errors import ConfigError, SchedulerError
 
@@ -219,12 +219,13 @@ class SlurmScheduler:
         options = self._options(resources.slurm)
         known = SlurmExecutor._valid_parameters()
         minutes = max(1, math.ceil(resources.timeout_min))
+        tasks = ranks_per_node(resources) if kind == "train" else 1
         parallel = options.pop("array_parallelism", None)
         parameters: dict[str, Any] = {
             "comment": f"asiarch-hpc {kind}",
             "time": minutes,
             "nodes": resources.nodes,
-            "ntasks_per_node": 1,
+            "ntasks_per_node": tasks,
             "cpus_per_task": resources.cpus,
             "mem": f"{math.ceil(resources.memory_gb * 1024)}M" if resources.memory_gb > 0 else None,
             "gpus_per_node": resources.gpus or None,
@@ -235,6 +236,8 @@ class SlurmScheduler:
         }
         # Since 22.05 srun does not take --cpus-per-task over from sbatch.
         parameters["srun_args"] = [f"--cpus-per-task={resources.cpus}", *options.get("srun_args", [])]
+        if tasks * resources.nodes > 1:
+            parameters["srun_args"].insert(0, "--kill-on-bad-exit=1")  # tasks that wait for a dead one would hold nodes
         parameters["setup"] = [*options.get("setup", []), *_setup(folder, resources.cpus)]
         parameters["additional_parameters"] = {
             "requeue": True,

@@ -162,6 +162,7 @@ class DeepSpeedEngine:
                 config=_settings(stage, self._scale.grad_clip, elements),
                 dist_init_required=False,
             )
+        self._world.limit_waits()
         if self._restored is not None and stage > 0:
             place_moments(self._engine.optimizer, self._numbers, self._restored["optimizer"]["state"], self._world)
         self._restored = None

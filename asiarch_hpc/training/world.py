@@ -107,6 +107,11 @@ class World:
         dist.destroy_process_group()
         self._words = None
 
+    def limit_waits(self) -> None:
+        """Gives the groups that a library made for itself this world's time limit; torch's is many minutes."""
+        for group in list(dist.distributed_c10d._world.pg_map):
+            dist.distributed_c10d._set_pg_timeout(timedelta(seconds=self._timeout_s), group)
+
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """For each flag whether any process raised it; all processes must ask the same, and get the same answer."""
         answer = self._reduced([float(flag) for flag in flags], dist.ReduceOp.MAX)

@@ -39,7 +39,7 @@ from asiarch_hpc.gate.sandbox.census import Census
 from asiarch_hpc.gate.sandbox.family import Pipes, guard_myself, supervise
 from asiarch_hpc.gate.sandbox.plan import Plan
 from asiarch_hpc.gate.sandbox.probes import prepare, succeeded
-from asiarch_hpc.gate.sandbox.view import view_of
+from asiarch_hpc.gate.sandbox.view import SHARED_MEMORY, view_of
 from asiarch_hpc.gate.sandbox.watch import Watch
 
 Rung = Literal["bubblewrap", "namespaces", "landlock", "limits"]
@@ -109,7 +109,8 @@ def run_isolated(
         threads: of torch and OpenMP in the child.
         gpu: lets the child use GPU devices; memory is then watched instead of limited by address space, which
             CUDA reserves without using.
-        network: leaves the network and the interconnect reachable, for trainings over several nodes.
+        network: leaves the network and the interconnect reachable, for trainings of several processes. With `gpu` the
+            machine's shared memory and abstract sockets too, by which NCCL connects processes on one node.
         processes: descendants alive at once.
         file_gb: GiB of one file.
         disk_gb: GiB that `writable` may grow by; four times `file_gb` by default.
@@ -192,6 +193,7 @@ def _plan(
         first = f"{writable[0]}: no such folder" if writable else "none was given"
         raise SandboxError(f"the first writable path must be a folder that exists: {first}; create one before")
     devices = [*(confine.gpu_paths() if gpu else []), *(confine.interconnect_paths() if network else [])]
+    devices += [SHARED_MEMORY] if gpu and network else []
     try:
         view = view_of(readable, writable, devices, network=network)
     except FileNotFoundError as error:

@@ -38,7 +38,8 @@ _POLL_S = 0.1
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "TZ", "LD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHASHSEED", "CC", "CXX")
 _PROC_ENTRIES: tuple[str, ...] = ("self", "cpuinfo", "meminfo", "stat", "loadavg", "uptime", "version", "vmstat")
 _PROC_ENTRIES += ("devices", "driver", "filesystems", "sys")  # of the shared /proc: nothing of other processes
-_GPU_VARIABLES = ("CUDA_", "NVIDIA_", "NCCL_", "ROCR_", "HIP_")
+_GPU_VARIABLES = ("CUDA_", "NVIDIA_", "NCCL_", "ROCR_", "HIP_", "TORCH_NCCL_", "TORCH_SYMM_MEM_", "NVSHMEM_")
+_NETWORK_VARIABLES = ("GLOO_", "FI_", "UCX_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def _prepare(plan: Plan, caller: int) -> Rung:
         plan.rung,
         plan.view,
         network=plan.network,
-        shared_memory=plan.memory_bytes if _shares_memory(plan) else 0,
+        shared_memory=plan.memory_bytes if _has_shared_memory(plan) else 0,
         helpers=_calls(plan, alone=True),
     )
     _end_with(caller)  # once more: new credentials cleared the request
@@ -210,13 +211,14 @@ def _restrict(plan: Plan, *, alone: bool, own_proc: bool) -> None:
         proc = [Path("/proc")] if own_proc else [Path("/proc") / name for name in _PROC_ENTRIES]
         devices = [*(Path("/dev") / name for name in DEVICES), *plan.view.devices]
         devices += [confine.OWN_PROC] if plan.gpu else []  # CUDA names its threads there
-        devices += [Path("/dev/shm")] if _shares_memory(plan) and (alone or plan.network) else []
+        devices += [Path("/dev/shm")] if _has_shared_memory(plan) and alone else []
         landlock.restrict_files(
             readable=[*plan.view.readable, *proc],
             writable=plan.view.writable,
             devices=devices,
             listable=[Path("/")] if alone else [],
             network=plan.network,
+            abstract_sockets=plan.gpu and plan.network,
         )
     confine.drop_capabilities()
     if seccomp.available():
@@ -233,9 +235,9 @@ def _calls(plan: Plan, *, alone: bool) -> seccomp.Filter:
     )
 
 
-def _shares_memory(plan: Plan) -> bool:
-    """Whether the child gets /dev/shm: processes that use GPUs together do so."""
-    return plan.gpu
+def _has_shared_memory(plan: Plan) -> bool:
+    """Whether the child gets a /dev/shm of its own; with `network` it has the machine's in view."""
+    return plan.gpu and not plan.network
 
 
 def _environment(plan: Plan) -> dict[str, str]:
@@ -246,6 +248,8 @@ def _environment(plan: Plan) -> dict[str, str]:
     else:
         # torch then finds no GPU by these variables alone; the driver would fail to start within the limits, and warn.
         kept |= {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    if plan.network:
+        kept |= {name: value for name, value in os.environ.items() if name.startswith(_NETWORK_VARIABLES)}
     if plan.rung != "limits":
         folders = kept.get("PATH", os.defpath).split(":")
         kept["PATH"] = ":".join(folder for folder in folders if folder and covers(plan.view, Path(folder)))

@@ -25,7 +25,7 @@ _READ = _EXECUTE | _READ_FILE | _READ_DIR
 _CHANGE = _WRITE_FILE | _TRUNCATE | _CHANGE_TREE
 _FOR_FILES = _EXECUTE | _READ_FILE | _WRITE_FILE | _TRUNCATE | _IOCTL_DEVICE
 _NET_TCP = 0b11  # bind and connect
-_SCOPE_SOCKETS_AND_SIGNALS = 0b11
+_SCOPE_SOCKETS, _SCOPE_SIGNALS = 0b01, 0b10
 _ABI_REFER, ABI_TRUNCATE, ABI_TCP, _ABI_IOCTL, _ABI_SIGNALS = 2, 3, 4, 5, 6
 _PR_SET_NO_NEW_PRIVS = 38
 
@@ -45,14 +45,15 @@ def restrict_files(
     devices: Iterable[Path],
     listable: Iterable[Path],
     network: bool,
+    abstract_sockets: bool = False,
 ) -> None:
     """Allows to read and execute what lies beneath `readable`, to change as well what lies beneath `writable`, to use
     `devices`, to list folders beneath `listable`, and nothing else of the file system, for this process and all that
     it starts, for ever.
 
-    Where the kernel can (version 6 for signals, `ABI_TCP`), signals and abstract sockets reach only processes that are
-    confined alike, and TCP is denied unless `network`. Before `ABI_TRUNCATE`, files can still be emptied. Paths that
-    do not exist are left out, but for those of `writable`.
+    Where the kernel can (version 6 for signals, `ABI_TCP`), signals, and abstract sockets unless `abstract_sockets`,
+    reach only processes that are confined alike, and TCP is denied unless `network`. Before `ABI_TRUNCATE`, files can
+    still be emptied. Paths that do not exist are left out, but for those of `writable`.
 
     Raises:
         OSError: no Landlock, or a path of `writable` does not exist.
@@ -64,7 +65,8 @@ def restrict_files(
     handled |= _IOCTL_DEVICE if abi >= _ABI_IOCTL else 0
     attributes = struct.pack("=Q", handled)
     attributes += struct.pack("=Q", 0 if network else _NET_TCP) if abi >= ABI_TCP else b""
-    attributes += struct.pack("=Q", _SCOPE_SOCKETS_AND_SIGNALS) if abi >= _ABI_SIGNALS else b""
+    scope = _SCOPE_SIGNALS | (0 if abstract_sockets else _SCOPE_SOCKETS)
+    attributes += struct.pack("=Q", scope) if abi >= _ABI_SIGNALS else b""
     ruleset = syscall(_CREATE_RULESET, attributes, len(attributes), 0)
     try:
         for paths, rights in ((readable, _READ), (devices, _READ | _CHANGE | _IOCTL_DEVICE), (listable, _READ_DIR)):

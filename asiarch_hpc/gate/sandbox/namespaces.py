@@ -14,7 +14,7 @@ from pathlib import Path
 
 from asiarch_hpc.gate.sandbox.seccomp import number
 from asiarch_hpc.gate.sandbox.syscalls import check, libc, syscall
-from asiarch_hpc.gate.sandbox.view import DEVICES, View
+from asiarch_hpc.gate.sandbox.view import DEVICES, SHARED_MEMORY, View
 
 NEWNS, NEWCGROUP, NEWUTS, NEWIPC = 0x00020000, 0x02000000, 0x04000000, 0x08000000
 NEWUSER, NEWPID, NEWNET = 0x10000000, 0x20000000, 0x40000000
@@ -82,7 +82,7 @@ def mount_view(view: View, *, shared_memory: int) -> bool:
         target = f"{root}{path}"
         _make_place(target, folder=stat.S_ISDIR(os.fstat(sources[path]).st_mode))
         _mount(f"/proc/self/fd/{sources[path]}", target, None, _BIND | _REC)
-        if path not in view.writable:
+        if path not in view.writable and path != SHARED_MEMORY:
             _make_readonly(target)
         os.close(sources[path])
     own_proc = _mount_extras(root, view, proc, shared_memory)

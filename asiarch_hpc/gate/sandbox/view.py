@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 DEVICES = ("null", "zero", "full", "random", "urandom")
+SHARED_MEMORY = Path("/dev/shm")
 _SYSTEM: tuple[str, ...] = ("/usr", "/lib", "/lib32", "/lib64", "/bin", "/sbin", "/opt", "/nix/store", "/gnu/store")
 _SYSTEM += ("/sys/devices", "/sys/class", "/sys/bus", "/sys/dev", "/sys/module", "/sys/kernel/mm")
 _SETTINGS: tuple[str, ...] = (
@@ -42,7 +43,7 @@ _LINKS_FOLLOWED = 40  # as many as the kernel follows
 class View:
     """Real paths that are seen, the symbolic links on the way to them, and the folder to start in.
 
-    `writable` are folders, or files that exist.
+    `writable` are folders, or files that exist. `devices` may hold the machine's shared memory.
     """
 
     readable: tuple[Path, ...]
