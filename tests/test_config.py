@@ -9,6 +9,7 @@ import pytest
 from asiarch_hpc.config import (
     CONFIGS,
     at_stage,
+    carried_out_by,
     differences,
     from_dict,
     load_config,
@@ -132,6 +133,13 @@ def test_a_stage_inherits_what_it_does_not_set() -> None:
     assert [stage_of(trial, config) for trial in ("final-s12", "smoke-s0", "finals-s0")] == ["final", None, None]
     with pytest.raises(ConfigError, match="one of \\['verify', 'final'\\]"):
         at_stage(config, "last")
+
+
+def test_what_a_stage_asks_for_may_change_and_what_it_finds_may_not() -> None:
+    assert carried_out_by("stages.verify.train.gpus")
+    assert carried_out_by("executor.train.slurm")
+    assert not carried_out_by("stages.verify.scale.steps")
+    assert not carried_out_by("stages.verify.promote.top")
 
 
 def test_stages_can_be_left_out() -> None:

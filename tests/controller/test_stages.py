@@ -181,6 +181,22 @@ def test_rebuilding_from_the_tree_gives_the_same_stages(tmp_path: Path) -> None:
     assert controller.done() == "complete"
 
 
+@pytest.mark.parametrize("content", ["{", "[]"])
+def test_a_damaged_evaluation_of_a_stage_costs_only_its_own_work(tmp_path: Path, content: str) -> None:
+    config = two_stages()
+    controller = drive(tmp_path / "run", config)
+    before, layout = run.fingerprint(controller.state), controller.layout
+    victim = controller.state.stages["verify"].promoted[1]
+    layout.experiment(victim).trial("verify-s0").evaluation.write_text(content)
+    free(layout)
+    with run.open_controller(layout, config) as resumed:
+        assert any("moved aside" in line for line in resumed.state.recent)
+    scheduler = SimulatedScheduler(SimulatedJobs(layout))
+    again = finish(layout, config, scheduler)
+    assert run.fingerprint(again.state) == before
+    assert len(scheduler.submitted) == 1
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000))
 def test_the_order_in_which_jobs_end_changes_nothing(tmp_path_factory: pytest.TempPathFactory, seed: int) -> None:
