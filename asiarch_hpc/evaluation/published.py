@@ -18,6 +18,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from asiarch_hpc.errors import EvaluationError
 from asiarch_hpc.evaluation.sources import Row, read_rows, refuse, task_files
+from asiarch_hpc.evaluation.squad import offline
 
 _LIBRARY = Path(lm_eval.tasks.__file__).parent
 # Where lm-eval keeps a definition, if not in a folder of the task's name: its index of all tasks takes seconds.
@@ -71,6 +72,9 @@ def task_on_rows(config: dict[str, Any], splits: Mapping[str, Sequence[Row]]) ->
         def download(self, *args: Any, **options: Any) -> None:
             self.dataset = rows
 
+        def has_training_docs(self) -> bool:
+            return super().has_training_docs() and (self.config.training_split or "train") in rows
+
     return OnRows(config=config)
 
 
@@ -92,6 +96,8 @@ def _definitions(name: str) -> list[dict[str, Any]]:
 
 def _build(definition: dict[str, Any], files: Mapping[str, Path] | None) -> Task:
     config = {key: value for key, value in definition.items() if key not in ("tag", "group", "task_list")}
+    if config["task"] == "squadv2":
+        config["class"] = offline(config["class"])
     if files is None:
         task = config.pop("class", ConfigurableTask)(config=config)
     else:

@@ -2,9 +2,9 @@
 
 One folder for each task, named as the task; in it JSON lines, `<split>.jsonl` for a single task and
 `<data set's configuration>.jsonl` for each member of a group (`blimp/adjunct_island.jsonl`). The fields are those of
-the data set that lm-eval's definition of the task names, so that this very definition reads them. Two short forms
-are understood as well: HellaSwag as lm-eval's definition makes it (`query`, `choices`, `label`), and WSC273 as
-`prefix`, `suffix`, `options`, `label`.
+the data set that lm-eval's definition of the task names, so that this very definition reads them. Other forms are
+understood as well: HellaSwag as lm-eval's definition makes it (`query`, `choices`, `label`), WSC273 as `prefix`,
+`suffix`, `options`, `label`, and SQuAD's own JSON in a folder `squadv2` or `squad_v2*`.
 """
 
 from __future__ import annotations
@@ -46,6 +46,9 @@ def refuse(problems: dict[str, str], names: Sequence[str]) -> None:
 
 def task_files(name: str, data: Path) -> dict[str, Path]:
     """The files of a task or group by their stem; none if the folder lacks it."""
+    if name == "squadv2":
+        own = sorted(data.glob("squadv2/*.json")) or sorted(data.glob("squad_v2*/*.json"))
+        return {"validation": own[0]} if own else {}
     return {path.stem: path for path in sorted((data / name).glob("*.jsonl"))}
 
 
@@ -57,12 +60,33 @@ def read_rows(path: Path) -> list[Row]:
     """
     try:
         with path.open(encoding="utf-8") as file:
+            if path.suffix == ".json":
+                return _squad(json.load(file))
             rows = [json.loads(line) for line in file if line.strip()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path}: not readable as JSON lines ({error}); get the file again") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
         raise EvaluationError(f"{path}: expected JSON lines, one object each; get the file again")
     return [_winograd(row) if {"prefix", "suffix", "options"} <= set(row) else row for row in rows]
+
+
+def _squad(content: Any) -> list[Row]:
+    """The data set's rows from SQuAD's own file."""
+    return [
+        {
+            "id": question["id"],
+            "title": article["title"],
+            "context": paragraph["context"],
+            "question": question["question"],
+            "answers": {
+                "text": [answer["text"] for answer in question["answers"]],
+                "answer_start": [answer["answer_start"] for answer in question["answers"]],
+            },
+        }
+        for article in content["data"]
+        for paragraph in article["paragraphs"]
+        for question in paragraph["qas"]
+    ]
 
 
 def _winograd(row: Row) -> Row:

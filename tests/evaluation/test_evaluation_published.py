@@ -122,6 +122,27 @@ def test_a_group_is_all_of_its_members(tmp_path: Path) -> None:
     ]
 
 
+def test_squad_without_the_hub(tmp_path: Path) -> None:
+    answers = [{"text": "the Tenth century", "answer_start": 0}, {"text": "10th century", "answer_start": 0}]
+    questions = [
+        {"id": "a", "question": "When?", "answers": answers, "is_impossible": False},
+        {"id": "b", "question": "Why?", "answers": [], "is_impossible": True},
+    ]
+    file = tmp_path / "squadv2" / "dev-v2.0.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"data": [{"title": "T", "paragraphs": [{"context": "C.", "qas": questions}]}]}))
+    (task,) = published_tasks(["squadv2"], str(tmp_path))["squadv2"]
+    (kind, (prompt, arguments)), (other, pair), *_ = asked(task)
+    assert (kind, prompt) == ("generate_until", "Title: T\n\nBackground: C.\n\nQuestion: When?\n\nAnswer:")
+    assert (other, pair, arguments["until"]) == ("loglikelihood", (prompt, " unanswerable"), ["\n"])
+    first, second = task.eval_docs
+    assert task.process_results(first, [" Tenth, century!", (-1.0, False)]) == {"exact": 1.0, "f1": 1.0}
+    assert task.process_results(first, ["10th or 11th century", (-1.0, False)])["f1"] == pytest.approx(2 * 2 / 6)
+    assert task.process_results(second, ["", (-1.0, False)]) == {"exact": 1.0, "f1": 1.0}
+    assert task.process_results(second, ["because", (-1.0, False)]) == {"exact": 0.0, "f1": 0.0}
+    assert task.aggregation()["f1"]([1.0, 0.0]) == 0.5
+
+
 def test_missing_files_are_named_with_what_can_run(tmp_path: Path) -> None:
     write(tmp_path, "wnli/validation", {"sentence1": "a", "sentence2": "b", "label": 0})
     write(tmp_path, "piqa/test", {"goal": "a", "sol1": "b", "sol2": "c", "label": 0})
