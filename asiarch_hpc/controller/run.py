@@ -41,10 +41,10 @@ def open_controller(layout: RunLayout, config: Config) -> Iterator[Controller]:
     """Creates or resumes a run, and gives it free again at the end.
 
     Raises:
-        ConfigError: the run was imported, or exists with another configuration; the message shows the difference.
+        ConfigError: the run was imported, or exists with another configuration (the message shows the difference), or
+            evaluation tasks lack their data.
         LeaseError: a live controller holds the run.
         StoreError: the results tree cannot be written.
-        EvaluationError: files of evaluation tasks are missing.
     """
     with contextlib.suppress(RecordError):  # a damaged record is restored below
         refuse_imported(layout)

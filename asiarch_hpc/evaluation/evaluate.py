@@ -65,6 +65,7 @@ def evaluate(
     Raises:
         EvaluationError: other weights than expected; loss not `config.min_margin` below uniform and untrained;
             predictions that depend on later tokens or other rows; absurd numbers; a model's process that fails.
+        ConfigError: tasks of lm-eval that lack their data, or that it does not know.
     """
     started = clock()
     if not config.tasks:

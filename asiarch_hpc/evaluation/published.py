@@ -16,7 +16,7 @@ from lm_eval.api.task import ConfigurableTask, Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
-from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.evaluation.sources import Row, read_rows, refuse, task_files
 from asiarch_hpc.evaluation.squad import offline
 
@@ -46,7 +46,7 @@ def load_published(names: Sequence[str], data: str) -> dict[str, list[Task]]:
             the Hugging Face hub or its cache.
 
     Raises:
-        EvaluationError: a task is unknown to lm-eval, or its data are not there; the message says which can run.
+        ConfigError: a task is unknown to lm-eval, or its data are not there; the message says which can run.
     """
     found: dict[str, list[Task]] = {}
     problems: dict[str, str] = {}
@@ -54,7 +54,7 @@ def load_published(names: Sequence[str], data: str) -> dict[str, list[Task]]:
         try:
             files = task_files(name, Path(data)) if data else None
             found[name] = [_build(definition, files) for definition in _definitions(name)]
-        except (EvaluationError, OSError, ValueError, KeyError, ImportError) as error:
+        except (OSError, ValueError, KeyError, ImportError) as error:
             problems[name] = f"{type(error).__name__}: {error}".partition("\n")[0]
             if isinstance(error, ConnectionError):  # the next ones need not wait for an answer
                 datasets.config.HF_HUB_OFFLINE = True
@@ -84,7 +84,7 @@ def _definitions(name: str) -> list[dict[str, Any]]:
     index = TaskManager(include_path=folder, include_defaults=False).task_index if folder.is_dir() else {}
     index = index if name in index else TaskManager().task_index
     if name not in index:
-        raise EvaluationError("lm-eval has no task of this name")
+        raise ConfigError("lm-eval has no task of this name")
     entry = index[name]
     members = [name]
     if entry.kind.name == "TAG":
@@ -116,11 +116,11 @@ def _splits(config: dict[str, Any], files: Mapping[str, Path]) -> dict[str, list
         if evaluated and stem in files:  # a member of a group
             files = {evaluated: files[stem]}
     if evaluated and evaluated not in files:
-        raise EvaluationError(f"no file {evaluated}.jsonl (found {sorted(files)})")
+        raise ConfigError(f"no file {evaluated}.jsonl (found {sorted(files)})")
     if not files:
-        raise EvaluationError("no files")
+        raise ConfigError("no files")
     if config.get("num_fewshot") and "train" not in files:
-        raise EvaluationError("no file train.jsonl, which its examples are taken from")
+        raise ConfigError("no file train.jsonl, which its examples are taken from")
     for key in _SPLITS:
         if config.get(key) not in files:
             config.pop(key, None)

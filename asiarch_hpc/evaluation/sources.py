@@ -9,12 +9,13 @@ understood as well: HellaSwag as lm-eval's definition makes it (`query`, `choice
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.errors import ConfigError
 
 Row = dict[str, Any]
 
@@ -28,18 +29,28 @@ def published(names: Iterable[str]) -> list[str]:
 
 
 def check_sources(names: Sequence[str], data: str) -> None:
-    """Raises EvaluationError if a folder of task files is given and lacks some of the tasks."""
-    if data and (missing := [name for name in published(names) if not task_files(name, Path(data))]):
-        refuse({name: f"no {Path(data) / name}/*.jsonl" for name in missing}, names)
+    """Says before a run what its evaluations would lack, as far as a look at files and packages tells.
+
+    Raises:
+        ConfigError: a folder of task files is given and lacks some of the tasks, or a task needs another package.
+    """
+    problems: dict[str, str] = {}
+    for name in published(names):
+        if name.startswith("tiny") and importlib.util.find_spec("tinyBenchmarks") is None:
+            problems[name] = "needs the package tinyBenchmarks (github.com/felipemaiapolo/tinyBenchmarks)"
+        elif data and not task_files(name, Path(data)):
+            problems[name] = f"no {Path(data) / name}/*.jsonl"
+    if problems:
+        refuse(problems, names)
 
 
 def refuse(problems: dict[str, str], names: Sequence[str]) -> None:
-    """Raises EvaluationError: which tasks cannot run, why, and which can."""
+    """Raises ConfigError: which tasks cannot run, why, and which can. No design is at fault."""
     can = [name for name in names if name not in problems]
     listed = "; ".join(f"{name}: {why}" for name, why in problems.items())
-    raise EvaluationError(
-        f"{len(problems)} of {len(names)} evaluation tasks lack their data: {listed}. Put the files into "
-        f"evaluation.data, or leave it empty where the Hugging Face hub or its cache can be reached, or evaluate those "
+    raise ConfigError(
+        f"{len(problems)} of {len(names)} evaluation tasks cannot run: {listed}. Put files of their data into "
+        "evaluation.data, or leave it empty where the Hugging Face hub or its cache can be reached, or evaluate those "
         f"that can run: evaluation.tasks=[{', '.join(can)}]"
     )
 
@@ -56,7 +67,7 @@ def read_rows(path: Path) -> list[Row]:
     """The rows of a file, with the fields of the task's data set.
 
     Raises:
-        EvaluationError: not JSON lines.
+        ConfigError: not JSON lines, or not SQuAD's JSON.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -64,9 +75,9 @@ def read_rows(path: Path) -> list[Row]:
                 return _squad(json.load(file))
             rows = [json.loads(line) for line in file if line.strip()]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(f"{path}: not readable as JSON lines ({error}); get the file again") from error
+        raise ConfigError(f"{path}: not readable as JSON lines ({error}); get the file again") from error
     if not rows or not all(isinstance(row, dict) for row in rows):
-        raise EvaluationError(f"{path}: expected JSON lines, one object each; get the file again")
+        raise ConfigError(f"{path}: expected JSON lines, one object each; get the file again")
     return [_winograd(row) if {"prefix", "suffix", "options"} <= set(row) else row for row in rows]
 
 

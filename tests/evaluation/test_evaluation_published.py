@@ -17,7 +17,7 @@ from lm_eval.tasks._yaml_loader import load_yaml
 
 from asiarch_hpc.config import load_config
 from asiarch_hpc.config.loading import SUITES
-from asiarch_hpc.errors import ConfigError, EvaluationError
+from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.evaluation.harness import _quiet, published_tasks
 from asiarch_hpc.evaluation.published import _definitions
 from asiarch_hpc.evaluation.sources import OWN_TASKS, check_sources
@@ -147,30 +147,33 @@ def test_missing_files_are_named_with_what_can_run(tmp_path: Path) -> None:
     write(tmp_path, "wnli/validation", {"sentence1": "a", "sentence2": "b", "label": 0})
     write(tmp_path, "piqa/test", {"goal": "a", "sol1": "b", "sol2": "c", "label": 0})
     names = ["recall", "wnli", "boolq", "piqa"]
-    with pytest.raises(EvaluationError, match=r"1 of 4 .*boolq: no .*boolq/\*\.jsonl.*tasks=\[recall, wnli, piqa\]"):
+    with pytest.raises(ConfigError, match=r"1 of 4 .*boolq: no .*boolq/\*\.jsonl.*tasks=\[recall, wnli, piqa\]"):
         check_sources(names, str(tmp_path))
-    with pytest.raises(EvaluationError, match=r"piqa: .*no file validation.jsonl \(found \['test'\]\)"):
+    with pytest.raises(ConfigError, match=r"piqa: .*no file validation.jsonl \(found \['test'\]\)"):
         published_tasks(names[1:], str(tmp_path))
     check_sources(["recall", "wnli"], str(tmp_path))
     check_sources(names, "")
+    if importlib.util.find_spec("tinyBenchmarks") is None:
+        with pytest.raises(ConfigError, match="tinyGSM8k: needs the package tinyBenchmarks"):
+            check_sources(["wnli", "tinyGSM8k"], "")
 
 
 @pytest.mark.slow  # for lm-eval's index of all tasks
 def test_an_unknown_task_is_named(tmp_path: Path) -> None:
-    with pytest.raises(EvaluationError, match=r"no_such_task: .*lm-eval has no task of this name"):
+    with pytest.raises(ConfigError, match=r"no_such_task: .*lm-eval has no task of this name"):
         published_tasks(["no_such_task"], str(tmp_path))
 
 
 @pytest.mark.parametrize("content", ["", "[1]\n", "{broken\n"])
 def test_damaged_files_are_refused(tmp_path: Path, content: str) -> None:
     write(tmp_path, "wnli/validation").write_text(content)
-    with pytest.raises(EvaluationError, match=r"wnli: .*validation\.jsonl: .*JSON lines"):
+    with pytest.raises(ConfigError, match=r"wnli: .*validation\.jsonl: .*JSON lines"):
         published_tasks(["wnli"], str(tmp_path))
 
 
 UNREACHABLE = """
 import socket, sys
-from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.evaluation.harness import published_tasks
 
 def refuse(*args, **options):
@@ -179,7 +182,7 @@ def refuse(*args, **options):
 socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
 try:
     published_tasks(["wnli", "piqa"], "")
-except EvaluationError as error:
+except ConfigError as error:
     print(error)
 """
 
@@ -195,7 +198,7 @@ def test_without_a_hub_the_message_says_so(tmp_path: Path) -> None:
         check=False,
         timeout=300,
     )
-    assert done.stdout.startswith("2 of 2 evaluation tasks lack their data: wnli: "), done.stdout + done.stderr
+    assert done.stdout.startswith("2 of 2 evaluation tasks cannot run: wnli: "), done.stdout + done.stderr
     assert "piqa: " in done.stdout
 
 
