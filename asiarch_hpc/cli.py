@@ -165,7 +165,11 @@ def prepare(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     root = Workspace(RunLayout(options.results / "data"), config).corpora
-    print(prepare_corpus(config.data, root, sys.stdout, time.monotonic))
+    try:
+        print(prepare_corpus(config.data, root, sys.stdout, time.monotonic))
+    except KeyboardInterrupt:
+        print("\nstopped. The same command goes on behind the finished shards.")
+        return 130
     return 0
 
 

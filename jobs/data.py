@@ -30,7 +30,7 @@ def prepare_corpus(config: DataConfig, root: Path, out: TextIO, clock: Callable[
         StoreError: a file cannot be written.
     """
     display = _Display(out, clock)
-    folder = prepare(config, root=root, synthetic=recall_documents, on_progress=display.update)
+    folder = prepare(config, root=root, synthetic=recall_documents, on_progress=display.update, on_wait=display.wait)
     display.clear()
     corpus = open_corpus(folder)
     train = corpus.train
@@ -40,7 +40,9 @@ def prepare_corpus(config: DataConfig, root: Path, out: TextIO, clock: Callable[
     )
     seconds = clock() - display.begun
     made = train.tokens - display.tokens if display.tokens is not None else 0
-    return f"{found}; {made / seconds:,.0f} tokens/s in {seconds:,.1f} s" if made else f"{found}; it was there before"
+    return (
+        f"{found}; {made / seconds:,.0f} tokens/s in {seconds:,.1f} s" if made else f"{found}; nothing was left to do"
+    )
 
 
 class _Display:
@@ -65,6 +67,10 @@ class _Display:
         rate = (progress.tokens - self.tokens) / (now - self.begun)
         line = f"{progress.tokens / 1e6:,.1f} M tokens, {rate:,.0f} tokens/s{self._left(progress.share, now)}"
         self._out.write(f"\r{line}\x1b[K" if self._live else f"{line}\n")
+        self._out.flush()
+
+    def wait(self, holder: str) -> None:
+        self._out.write(f"{holder} is preparing this corpus; waiting for it\n")
         self._out.flush()
 
     def _left(self, share: float | None, now: float) -> str:

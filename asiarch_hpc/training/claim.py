@@ -18,16 +18,20 @@ _BEAT_S = 1.0  # between two signs of life
 
 
 @contextmanager
-def claimed(path: Path, *, stale_seconds: float, finished: Callable[[], bool]) -> Iterator[Callable[[], None]]:
+def claimed(
+    path: Path, *, stale_seconds: float, finished: Callable[[], bool], on_wait: Callable[[str], None]
+) -> Iterator[Callable[[], None]]:
     """Waits until nobody else holds the claim, or the work is finished; yields what gives a sign of life.
 
     Args:
         path: the file that is the claim; its folder exists.
         stale_seconds: without a sign of life after which a claim is taken over; at once where its process is gone.
         finished: whether there is nothing left to claim.
+        on_wait: told the host and process that is waited for.
     """
     mine = _create(path)
     while not mine and not finished():
+        on_wait(_holder(path) or "another process")
         _wait(path, stale_seconds, finished)
         mine = _create(path)
     beaten = time.monotonic()

@@ -75,6 +75,7 @@ def prepare(
     root: Path,
     synthetic: Synthetic,
     on_progress: Callable[[Progress], None] = lambda progress: None,
+    on_wait: Callable[[str], None] = lambda holder: None,
 ) -> Path:
     """Writes the corpus of a configuration to the folder `root/<key>` unless it is there; returns the folder.
 
@@ -88,6 +89,7 @@ def prepare(
         synthetic: texts of recall documents for a seed; mixed into the training part until they make up
             `config.recall_fraction` of its tokens. Seeds 0, 1, 2 … are drawn as far as needed.
         on_progress: called for each chunk of text.
+        on_wait: told the host and process that is making the corpus already.
 
     Raises:
         CorpusError: source or tokenizer are unusable, or nothing is left to train on or to hold out.
@@ -108,8 +110,12 @@ def prepare(
             _set_aside(index)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        claim = claimed(folder / ".claim", stale_seconds=config.claim_stale_seconds, finished=index.exists)
-        with claim as beat:
+        with claimed(
+            folder / ".claim",
+            stale_seconds=config.claim_stale_seconds,
+            finished=index.exists,
+            on_wait=on_wait,
+        ) as beat:
 
             def alive(progress: Progress) -> None:
                 beat()

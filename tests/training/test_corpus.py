@@ -126,6 +126,20 @@ def test_a_damaged_file_is_named_and_prepared_again(
     assert harm == "missing" or f"{name}.damaged" in again
 
 
+def test_a_shard_of_another_corpus_is_not_used(data_config: DataConfig, tmp_path: Path, recall: Recall) -> None:
+    folders = [
+        prepare(replace(data_config, heldout_fraction=fraction), root=tmp_path, synthetic=recall)
+        for fraction in (0.2, 0.3)
+    ]
+    good = bytes_in(folders[0])
+    shard = folders[0] / "shard-00000.h5"
+    shard.write_bytes(bytes_in(folders[1])[shard.name])
+    with pytest.raises(CorpusError, match=f"expected layout 2 and .*{folders[0].name}"):
+        open_corpus(folders[0])
+    prepare(replace(data_config, heldout_fraction=0.2), root=tmp_path, synthetic=recall)
+    assert shard.read_bytes() == good[shard.name]
+
+
 def test_another_layout_is_refused(data_config: DataConfig, tmp_path: Path, recall: Recall) -> None:
     folder = prepare(data_config, root=tmp_path, synthetic=recall)
     index = json.loads((folder / "corpus.json").read_text())

@@ -1,5 +1,6 @@
 import io
 import itertools
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,9 +34,20 @@ def test_the_command_makes_the_corpus_of_a_run(
     assert f" {corpus.heldout.tokens:,} held-out tokens" in line
     assert " tokens/s in " in line
     assert main(command) == 0
-    assert capsys.readouterr().out.endswith("; it was there before\n")
+    assert capsys.readouterr().out.endswith("; nothing was left to do\n")
     assert main([*command, "data.paths=[/no/such/folder]"]) == 1
     assert "/no/such/folder: no such file" in capsys.readouterr().err
+
+
+def test_whoever_waits_says_so(settings: list[str], tmp_path: Path) -> None:
+    config = load_config("smoke", settings).data
+    folder = Path(prepare_corpus(config, tmp_path, io.StringIO(), time.monotonic).split("; ")[1])
+    (folder / "corpus.json").unlink()
+    (folder / ".claim").write_text("somewhere 17")
+    out = io.StringIO()
+    config.claim_stale_seconds = 0.1
+    assert str(folder) in prepare_corpus(config, tmp_path, out, time.monotonic)
+    assert out.getvalue() == "somewhere 17 is preparing this corpus; waiting for it\n"
 
 
 class Terminal(io.StringIO):
