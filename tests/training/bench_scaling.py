@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import gc
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -83,7 +82,8 @@ def measure(arguments: argparse.Namespace) -> None:
     import torch
 
     from asiarch_hpc.config import ScaleConfig
-    from asiarch_hpc.designs.seeds import seed_program
+    from asiarch_hpc.designs.compose import compose
+    from asiarch_hpc.designs.seeds import seed_tree
     from asiarch_hpc.training.backbone import build_model
     from asiarch_hpc.training.deepspeed_engine import DeepSpeedEngine
     from asiarch_hpc.training.engine import TorchEngine
@@ -99,10 +99,10 @@ def measure(arguments: argparse.Namespace) -> None:
             device=arguments.device, learning_rate=3e-4, embedding_std=0.02, micro_batch=arguments.micro_batch,
         )  # fmt: skip
 
+    source = compose(seed_tree(arguments.design))
+
     def model() -> Any:
-        return build_model(
-            seed_program(arguments.design), vocab=VOCAB, scale=scale(0), dim=size.dim, depth=size.depth, seed=0
-        )
+        return build_model(source, vocab=VOCAB, scale=scale(0), dim=size.dim, depth=size.depth, seed=0)
 
     with world.connected(torch.device(arguments.device)):
         base = 0.0
@@ -130,15 +130,17 @@ def report(name: str, what: str, make: Callable[[], Any], world: Any, size: Size
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
     engine = make()
-    seconds, loss = [], float("nan")
-    for step in range(size.warm_up + size.steps):
-        batch = random_batch(step, size, world)
-        begun = time.perf_counter()
+    batches = [random_batch(step, size, world) for step in range(size.warm_up + size.steps)]
+    for batch in batches[: size.warm_up]:
         loss = engine.step(batch, 3e-4).loss
-        if cuda:
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-    middle = statistics.median(seconds[size.warm_up :])
+    begun = time.perf_counter()
+    flight = None  # as the loop does: a step is read once the next one is launched
+    for batch in batches[size.warm_up :]:
+        launched = engine.step(batch, 3e-4)
+        loss = flight.loss if flight else loss
+        flight = launched
+    loss = flight.loss
+    middle = (time.perf_counter() - begun) / size.steps
     speed = size.rows * size.length / middle
     if world.rank == 0:
         memory = torch.cuda.max_memory_allocated() / 2**30 if cuda else float("nan")
