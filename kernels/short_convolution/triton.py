@@ -44,7 +44,8 @@ def backward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, dy: Ten
         BIAS=bias is not None, SILU=silu, TOKENS=tokens, AHEAD=_AHEAD, BD=channels, num_warps=1,
     )  # fmt: skip
     total = partial.sum(0)
-    return dx, total[:width].T.contiguous(), total[width]
+    # A copy even where the transposed view is contiguous: results of a custom operation must not share memory.
+    return dx, total[:width].T.clone(memory_format=torch.contiguous_format), total[width]
 
 
 def _sizes(x: Tensor, direction: int) -> tuple[int, int]:

@@ -28,6 +28,7 @@ def test_results_and_gradients(batch: int, length: int, dim: int, width: int, si
     dy = torch.randn(batch, length, dim, generator=generator)
     used = bias if biased else None
     found = (fused.forward(x, weight, used, silu), *fused.backward(x, weight, used, silu, dy))
+    assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 4
     exact = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
     y = reference.short_convolution(exact[0], exact[1], exact[2] if biased else None, "silu" if silu else None)
     wanted = torch.autograd.grad((y * dy).sum(), exact[: 2 + biased])
