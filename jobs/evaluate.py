@@ -27,8 +27,10 @@ from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import LanguageModel, build_model
 from asiarch_hpc.training.engine import choose_device
 from asiarch_hpc.training.objective import choose_precision
+from jobs import compiled
 from jobs.devices import uses_gpu
 from jobs.entry import Attempt
+from jobs.ranks import visible_gpus
 from jobs.workspace import Workspace
 
 
@@ -56,7 +58,7 @@ def evaluate_trial(
         attempt=attempt.token,
         weights=trial_weights(trial),
         expected_sha256=weights_sha256,
-        serve=functools.partial(_serve, space, source, gate, seed),
+        serve=functools.partial(_serve, space, source, gate, seed, design=trial.root.parent.parent.name),
         tokenizer=corpus.tokenizer,
         vocab=corpus.vocab,
         heldout_texts=lambda: corpus.heldout_texts,
@@ -73,19 +75,26 @@ def trial_weights(trial: TrialLayout) -> Path:
 
 
 @contextlib.contextmanager
-def _serve(space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None) -> Iterator[ServedModel]:
-    """The trained weights, or fresh ones: the blocks in a confined process, the final norm and the head in this one."""
+def _serve(
+    space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None, *, design: str | None = None
+) -> Iterator[ServedModel]:
+    """The trained weights, or fresh ones: the blocks in a confined process, the final norm and the head in this one.
+
+    The process begins with the kernels that a training of `design` compiled.
+    """
+    resources = space.config.executor.train
     scale, vocab, config = space.config.scale, space.corpus.vocab, space.config.evaluation
     gpu, rung = uses_gpu(scale.device, space.config.gate.sandbox), choose_rung(space.config.gate.sandbox)
+    gpus = visible_gpus(resources.gpus) if gpu else []
     # Fresh weights are measured on little text; they need no second process.
-    devices = (config.devices or (max(1, space.config.executor.train.gpus) if gpu else 1)) if weights is not None else 1
+    devices = config.devices or len(gpus) or 1 if weights is not None else 1
     ends = _ends(space, gate, seed, weights)
 
     def load(index: int) -> Callable[[Tensor], Tensor]:
+        if index < len(gpus):
+            os.environ["CUDA_VISIBLE_DEVICES"] = gpus[index]
+        os.environ.update(compiled.environment(kernels))
         device = choose_device(scale.device)
-        if device.type == "cuda":
-            device = torch.device("cuda", index)
-            torch.cuda.set_device(device)
         precision = choose_precision(gate.only_precision or scale.precision, device)
         model = build_model(source, vocab=vocab, scale=scale, dim=gate.dim, depth=gate.depth, seed=seed)
         if weights is not None:
@@ -100,13 +109,16 @@ def _serve(space: Workspace, source: str, gate: GateReport, seed: int, weights: 
         return states
 
     with tempfile.TemporaryDirectory(prefix="asiarch-serve-") as scratch, contextlib.ExitStack() as processes:
+        kernels = Path(scratch) / "kernels"
+        if gpu:
+            compiled.unpack(space.compiled, (design,), kernels)
 
         def isolate() -> None:
             with open(os.devnull, "w") as silence:  # what a design prints is no part of the job's log
                 os.dup2(silence.fileno(), 1)
                 os.dup2(silence.fileno(), 2)
             confine_process(
-                memory_gb=space.config.executor.train.memory_gb,
+                memory_gb=resources.memory_gb / devices,
                 writable=[Path(scratch)],
                 rung=rung,
                 threads=scale.threads,

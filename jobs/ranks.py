@@ -64,7 +64,7 @@ def train_together(
             World(rank=rank, size=size, local_rank=rank, meeting=meeting, timeout_s=config.peer_seconds)
             for rank in range(size)
         ]
-    visible = _visible_gpus(config.train.gpus)
+    visible = visible_gpus(config.train.gpus)
     with _opened(board, attempt, config.peer_seconds), _started(run_rank, worlds, board, visible) as living:
         return _watch(living, worlds, board, config.lost_grace_seconds)
 
@@ -185,7 +185,7 @@ def _blame(outcome: Outcome) -> int | None:
     return next((blame for word, blame in order.items() if word in outcome.result), None)
 
 
-def _visible_gpus(count: int) -> list[str]:
+def visible_gpus(count: int) -> list[str]:
     """The GPUs of this node's processes, by their place; empty where each process sees its own alone, or there are
     none."""
     if not count:

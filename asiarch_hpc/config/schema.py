@@ -119,7 +119,7 @@ class EvaluationConfig:
     min_margin: float = 0.1  # held-out loss must lie this share below uniform and below the untrained model's
     causality_tolerance: float = 0.05  # nats by which a prediction may move when only later tokens change
     timeout_s: float = 600.0
-    devices: int = 0  # processes that compute, one for each GPU; 0: one for each GPU of the training
+    devices: int = 0  # processes that compute; 0: one for each GPU of the training that this node's first process sees
     gpu_pad_multiple: int = 64  # lengths on a GPU are multiples of this; kernels compile or tune for each length
     logit_megabytes: float = 256.0  # of fp32 logits at once, however many places a batch is scored at
 

@@ -90,7 +90,8 @@ def main() -> None:
     codec = tokenizers.load(Path(options.tokenizer))
     source = compose(seed_tree(options.design))
     gate = cast(GateReport, SimpleNamespace(dim=options.dim, depth=options.depth, only_precision=""))
-    space = cast(Workspace, SimpleNamespace(config=config, corpus=SimpleNamespace(vocab=codec.vocab)))
+    kernels = Path(tempfile.gettempdir()) / "asiarch-no-kernels"
+    space = cast(Workspace, SimpleNamespace(config=config, corpus=SimpleNamespace(vocab=codec.vocab), compiled=kernels))
     sizes = {"vocab": codec.vocab, "scale": config.scale, "dim": options.dim, "depth": options.depth, "seed": 0}
     model, buffer = build_model(source, **sizes), io.BytesIO()
     print(f"{options.design}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M parameters")
