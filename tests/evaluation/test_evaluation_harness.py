@@ -97,6 +97,15 @@ def test_rolling_likelihood_scores_each_token_once(documents: list[str], max_len
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-4)
 
 
+def test_generated_text_ends_with_the_text() -> None:
+    follows = torch.zeros(VOCAB, VOCAB)
+    for one, other in ((ord("a"), ord("b")), (ord("b"), EOS), (EOS, ord("a"))):
+        follows[one, other] = 1.0
+    model = harness(lambda ids: torch.nn.functional.one_hot(ids, VOCAB).float(), head=lambda states: states @ follows)
+    found = model.generate_until(requests(("xa", {"max_gen_toks": 9}), ("", {"max_gen_toks": 1})))
+    assert found == ["b", "a"]
+
+
 def test_a_uniform_model_has_the_uniform_loss() -> None:
     model = harness(head=lambda states: torch.zeros(len(states), VOCAB))
     (value,) = model.loglikelihood_rolling(requests(("x" * 1000,)))
