@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -53,7 +53,8 @@ def harness(
     head = torch.no_grad()(options.pop("head", TOY.head))
     children = [InProcess(states) for _ in range(options.pop("devices", 1))]
     served = ServedModel(children, head, options.pop("rows", 7), options.pop("pad_multiple", 1))
-    return HarnessModel(served, tokenizer=Bytes(), max_length=max_length, batch_size=batch_size, **options)
+    codec = options.pop("tokenizer", Bytes())
+    return HarnessModel(served, tokenizer=codec, max_length=max_length, batch_size=batch_size, **options)
 
 
 def requests(*args: tuple[Any, ...]) -> list[SimpleNamespace]:
@@ -97,11 +98,22 @@ def test_rolling_likelihood_scores_each_token_once(documents: list[str], max_len
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-4)
 
 
+class Spelling(Bytes):
+    """Shows the end-of-text token, as most tokenizers do."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return "".join("<end>" if i == EOS else chr(i) for i in ids)
+
+
 def test_generated_text_ends_with_the_text() -> None:
     follows = torch.zeros(VOCAB, VOCAB)
     for one, other in ((ord("a"), ord("b")), (ord("b"), EOS), (EOS, ord("a"))):
         follows[one, other] = 1.0
-    model = harness(lambda ids: torch.nn.functional.one_hot(ids, VOCAB).float(), head=lambda states: states @ follows)
+    model = harness(
+        lambda ids: torch.nn.functional.one_hot(ids, VOCAB).float(),
+        head=lambda states: states @ follows,
+        tokenizer=Spelling(),
+    )
     found = model.generate_until(requests(("xa", {"max_gen_toks": 9}), ("", {"max_gen_toks": 1})))
     assert found == ["b", "a"]
 
