@@ -256,6 +256,10 @@ def _environment(plan: Plan) -> dict[str, str]:
     return kept | {
         "HOME": home,
         "TMPDIR": home,
+        # Triton looks for its home when it is imported, which may have been before; torch's compiler likewise.
+        "TRITON_HOME": home,
+        "TRITON_CACHE_DIR": f"{home}/.triton/cache",
+        "TORCHINDUCTOR_CACHE_DIR": f"{home}/.torchinductor",
         "USER": "design",
         "LOGNAME": "design",
         "OMP_NUM_THREADS": threads,
