@@ -41,11 +41,14 @@ def become_subreaper() -> None:
 
 
 def reset_signals() -> None:
-    """Default actions for whatever the forking process handles in Python, and an empty mask."""
+    """Default actions for whatever the forking process handles in Python, and an empty mask; warnings are ignored, by
+    all that is started from here on too: Slurm sends them to every process of a job, for the job's own to heed."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # an ignored one would take away the exit codes of children
     for number in signal.valid_signals():
         if callable(signal.getsignal(number)) and not isinstance(signal.getsignal(number), signal.Handlers):
             signal.signal(number, signal.SIG_DFL)
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
