@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -14,7 +15,17 @@ import pytest
 import torch
 
 from asiarch_hpc.errors import SandboxError
-from asiarch_hpc.gate.sandbox import RUNGS, Outcome, bubblewrap, choose_rung, landlock, namespaces, probe, run_isolated
+from asiarch_hpc.gate.sandbox import (
+    RUNGS,
+    Outcome,
+    bubblewrap,
+    choose_rung,
+    confine,
+    landlock,
+    namespaces,
+    probe,
+    run_isolated,
+)
 
 
 def test_result_and_records_come_back_as_json(run: Callable[..., Outcome], rung: str) -> None:
@@ -76,6 +87,23 @@ def test_a_signal_that_is_ignored_does_not_outlive_the_timeout(run: Callable[...
         time.sleep(600)
 
     assert run(work, timeout_s=0.5).cause == "timeout"
+
+
+def test_slurms_warning_reaches_all_and_ends_nobody(run: Callable[..., Outcome]) -> None:
+    def warn() -> None:
+        time.sleep(0.4)
+        for process in confine.descendants(os.getpid()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGUSR2)
+
+    def work() -> bool:
+        time.sleep(0.8)
+        return True
+
+    thread = threading.Thread(target=warn)
+    thread.start()
+    assert run(work).result is True
+    thread.join()
 
 
 @pytest.mark.parametrize("piece", [lambda: torch.ones(1 << 22), lambda: bytearray(1 << 24)], ids=["torch", "python"])
