@@ -145,8 +145,9 @@ def _watch(living: dict[int, World], worlds: Sequence[World], board: Path, grace
         trained = own in found and own not in wrong
         if (wrong or trained) and until == math.inf:
             until = time.monotonic() + grace_s
-        known = trained or len(found) == size or min(wrong.values(), default=_MACHINE) < _MACHINE
-        if (known and not living) or time.monotonic() > until:
+        decided = min(wrong.values(), default=_MACHINE) < _MACHINE
+        known = trained or len(found) == size
+        if decided or (known and not living) or time.monotonic() > until:
             return found[own] if trained else found[min(wrong, key=lambda rank: (wrong[rank], rank))]
         time.sleep(_POLL_S)
 

@@ -56,11 +56,12 @@ class Training:
         if self.attempt.rank == 0:
             self.trial.live.mkdir(exist_ok=True)
             self.trial.metrics.touch()
-        corpus = self.space.corpus  # read here: the sandbox shows none of its files
+        config, corpus = self.space.config, self.space.corpus  # read here: the sandbox shows none of its files
+        gpu = uses_gpu(config.scale.device, config.gate.sandbox)
         return train_together(
-            functools.partial(self._confined, corpus),
+            functools.partial(self._confined, corpus, gpu),
             attempt=self.attempt,
-            config=self.space.config.executor,
+            config=config.executor,
             board=self.trial.root / f"ranks-{token}",
             meeting=self.trial.live / f"meeting-{token}.json",
         )
@@ -69,10 +70,9 @@ class Training:
         """Whether the design's code can reach the network: processes that train together do."""
         return ranks > 1 or self.space.config.scale.engine == "deepspeed"
 
-    def _confined(self, corpus: Corpus, world: World) -> Outcome:
+    def _confined(self, corpus: Corpus, gpu: bool, world: World) -> Outcome:
         """One process, in its sandbox."""
         config, trial = self.space.config, self.trial
-        gpu = uses_gpu(config.scale.device, config.gate.sandbox)
         identifier = trial.root.parent.parent.name
         # The child's home: torch and CUDA drivers keep caches there, which are no part of the trial. Of the trial's
         # files it may write its own, and none that says how good it is; it looks at the claims to see whether it was

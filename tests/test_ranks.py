@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import mmap
 import os
 import re
 import signal
@@ -10,9 +12,17 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from asiarch_hpc.config import ExecutorConfig, ResourceConfig
+from asiarch_hpc.gate.sandbox import Outcome, run_isolated
+from asiarch_hpc.records import Json
 from asiarch_hpc.store.curves import read_curves
 from asiarch_hpc.store.files import read_json, write_json
+from asiarch_hpc.store.layout import RunLayout
+from asiarch_hpc.training.world import World
+from jobs.entry import Attempt
+from jobs.ranks import train_together
 from tests.trials import SOURCE, message_of, one_design, training
 
 TWO = "executor.train.ranks=2"
@@ -86,3 +96,40 @@ def test_a_job_that_is_told_to_stop_is_continued_by_one_process(tmp_path: Path) 
     message = message_of(training(layout, identifier, submission=2))
     trial = message["payload"]["trial"]
     assert (trial["resumed"], trial["ranks"], trial["steps"]) == (1, 1, 400)
+
+
+@pytest.mark.gpu
+@pytest.mark.sandboxed
+def test_gpus_of_two_sandboxes_are_connected_directly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NCCL must not fall back to the network between processes of one node."""
+    if len(list(Path("/dev").glob("nvidia[0-9]*"))) < 2:
+        pytest.skip("fewer than two GPUs on this machine")
+    monkeypatch.setenv("NCCL_DEBUG", "INFO")
+
+    def work(world: World) -> Json:
+        with world.connected(torch.device("cuda")):
+            total = world.add(torch.full((1 << 24,), world.rank + 1.0, device="cuda"))
+            return {"sum": float(total[-1])}
+
+    def run_rank(world: World) -> Outcome:
+        (tmp_path / str(world.rank)).mkdir()
+        return run_isolated(
+            functools.partial(work, world),
+            timeout_s=120,
+            memory_gb=16,
+            writable=[tmp_path / str(world.rank), tmp_path],
+            gpu=True,
+            network=True,
+        )
+
+    attempt = Attempt(RunLayout(tmp_path), "job", "work", 0, 0, mmap.mmap(-1, 1))
+    answer = train_together(
+        run_rank,
+        attempt=attempt,
+        config=ExecutorConfig(train=ResourceConfig(gpus=2), peer_seconds=90.0),
+        board=tmp_path / "board",
+        meeting=tmp_path / "meeting",
+    )
+    assert answer.result == {"sum": 3.0}, answer
+    assert "via P2P" in answer.output, answer.output
+    assert "via NET" not in answer.output, answer.output

@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class LocalScheduler:
             executor.update_parameters(
                 timeout_min=minutes,
                 gpus_per_node=resources.gpus,
+                visible_gpus=self._least_used_gpus(resources.gpus),
                 signal_delay_s=min(self._config.signal_seconds, int(minutes * 20)),
             )
             with _quiet_interrupts(), _environment(job_environment(resources.cpus)):
@@ -67,6 +69,18 @@ class LocalScheduler:
             name = f"{folder.parent.name}_{folder.name}"
             found[name] = JobStatus(name=name, state="running", scheduler_id=str(pid))
         return found
+
+    def _least_used_gpus(self, count: int) -> list[int]:
+        """Numbers of the GPUs for a new job: those that fewest jobs of this run hold."""
+        if not count:
+            return []
+        numbers = _gpu_numbers() or list(range(count))
+        held = Counter(number for pid in self._living() for number in _gpus_of(pid))
+        return sorted(numbers, key=lambda number: held[number])[:count]
+
+    def _living(self) -> set[int]:
+        started = {int(job.job_id) for job in self._started.values() if not job.done()}
+        return started | {pid for pid, _ in self._processes()}
 
     def cancel(self, names: Sequence[str]) -> None:
         """Asks the jobs to stop at a checkpoint (SIGTERM), and kills those that have not after ten seconds."""
@@ -104,6 +118,22 @@ class LocalScheduler:
             folder = Path(os.fsdecode(words[words.index(b"submitit.local._local") + 1]))
             if folder.parent.parent == self._folder:
                 yield int(entry.name), folder
+
+
+def _gpu_numbers() -> list[int]:
+    """GPUs that this process may use, by number."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    words = named.split(",") if named is not None else [path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*")]
+    return sorted(int(word) for word in words if word.isdigit())
+
+
+def _gpus_of(pid: int) -> list[int]:
+    """GPUs that a job's process was started with."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if entry.startswith(b"CUDA_VISIBLE_DEVICES="):
+                return [int(word) for word in entry.partition(b"=")[2].split(b",") if word.isdigit()]
+    return []
 
 
 def _children(pid: int) -> list[int]:

@@ -237,7 +237,8 @@ class SlurmScheduler:
         # Since 22.05 srun does not take --cpus-per-task over from sbatch.
         parameters["srun_args"] = [f"--cpus-per-task={resources.cpus}", *options.get("srun_args", [])]
         if tasks * resources.nodes > 1:
-            parameters["srun_args"].insert(0, "--kill-on-bad-exit=1")  # tasks that wait for a dead one would hold nodes
+            # Tasks that wait for a dead one would hold their nodes; but the first one may go on alone.
+            parameters["srun_args"] = ["--kill-on-bad-exit=1", "--wait=0", *parameters["srun_args"]]
         parameters["setup"] = [*options.get("setup", []), *_setup(folder, resources.cpus)]
         parameters["additional_parameters"] = {
             "requeue": True,

@@ -18,7 +18,8 @@ class Payload:
     def __call__(self) -> None:
         stopped: list[int] = []
         signal.signal(signal.SIGTERM, lambda number, frame: stopped.append(number))
-        Path(self.folder, f"{self.name}.started").write_text(f"{os.getpid()} {os.environ.get('OMP_NUM_THREADS')}")
+        words = (os.getpid(), os.environ.get("OMP_NUM_THREADS"), os.environ.get("CUDA_VISIBLE_DEVICES"))
+        Path(self.folder, f"{self.name}.started").write_text(" ".join(map(str, words)))
         deadline = time.monotonic() + self.seconds
         while time.monotonic() < deadline and not stopped:
             time.sleep(0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,21 @@ def test_jobs_run_are_seen_by_name_and_end(folder: Path) -> None:
     wait_for(lambda: mark(folder, "run-train-0_0.ended").exists() and mark(folder, "run-train-0_1.ended").exists(), 60)
     assert mark(folder, "run-train-0_0.started").read_text().split()[1] == "3"
     wait_for(lambda: not here.query(), 60)
+
+
+def test_jobs_get_the_gpus_that_fewest_hold(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,5,6,7")
+    here = scheduler(folder, max_jobs=4)
+    jobs = [replace(request(f"run-train-0_{index}"), resources=ResourceConfig(gpus=1)) for index in range(2)]
+    here.submit("run-train-0", jobs)
+    names = [job.name for job in jobs]
+    wait_for(lambda: all(mark(folder, f"{name}.started").exists() for name in names), 60)
+    later = scheduler(folder, max_jobs=4)
+    later.submit("run-train-1", [replace(request("run-train-1_0"), resources=ResourceConfig(gpus=3))])
+    wait_for(lambda: mark(folder, "run-train-1_0.started").exists(), 60)
+    held = [mark(folder, f"{name}.started").read_text().split()[2] for name in [*names, "run-train-1_0"]]
+    assert held == ["4", "5", "6,7,4"]
+    later.cancel([*names, "run-train-1_0"])
 
 
 def test_a_later_controller_sees_and_cancels_the_jobs_of_its_predecessor(folder: Path) -> None:
