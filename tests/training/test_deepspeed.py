@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from ranks import run_ranks
 
 from asiarch_hpc.config import ScaleConfig, load_config
 from asiarch_hpc.designs.seeds import seed_program
@@ -25,6 +24,7 @@ from asiarch_hpc.training.deepspeed_engine import DeepSpeedEngine
 from asiarch_hpc.training.engine import StepResult, TorchEngine
 from asiarch_hpc.training.loop import train
 from asiarch_hpc.training.world import World
+from tests.training.ranks import run_ranks
 
 TOLERANCE = 2e-5  # nats, of losses of about 5
 
