@@ -17,6 +17,7 @@ from asiarch_hpc.records import GateReport
 from asiarch_hpc.training.backbone import LanguageModel, build_model
 from jobs.sizing import count, matched_size
 from jobs.workspace import Workspace
+from kernels.operands import plain_forms
 
 
 @dataclass(frozen=True)
@@ -48,24 +49,25 @@ def examine_beside(space: Workspace, source: str, reference: Reference | None, s
     def build(text: str, dim: int, depth: int, vocab: int) -> LanguageModel:
         return build_model(text, vocab=vocab, scale=scale, dim=dim, depth=depth, seed=space.config.search.seed)
 
-    return check(
-        source,
-        config=config,
-        build=functools.partial(build, source),
-        build_reference=(
-            None if reference is None else functools.partial(build, reference.source, scale.dim, scale.depth)
-        ),
-        vocab=space.corpus.vocab,
-        length=scale.length,
-        size=size,
-        target_parameters=parameters,
-        text=_text(space),
-        seed=space.config.search.seed,
-        writable=scratch,
-        reference_size=(scale.dim, scale.depth),
-        precision=_training_precision(space.config),
-        attention=scale.attention,
-    )
+    with plain_forms():  # the checks use many lengths
+        return check(
+            source,
+            config=config,
+            build=functools.partial(build, source),
+            build_reference=(
+                None if reference is None else functools.partial(build, reference.source, scale.dim, scale.depth)
+            ),
+            vocab=space.corpus.vocab,
+            length=scale.length,
+            size=size,
+            target_parameters=parameters,
+            text=_text(space),
+            seed=space.config.search.seed,
+            writable=scratch,
+            reference_size=(scale.dim, scale.depth),
+            precision=_training_precision(space.config),
+            attention=scale.attention,
+        )
 
 
 def _training_precision(config: Config) -> Precision:

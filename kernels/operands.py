@@ -1,15 +1,37 @@
-"""What all operations do to their arguments: shape checks, working precision, non-finite tokens."""
+"""What all operations do to their arguments: shape checks, working precision, non-finite tokens; and which form of
+an operation may be used."""
 
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 # exp() of anything below is exactly zero, so clamping at it changes no result, and -inf becomes a number.
 _ZERO_BELOW = {torch.float32: -104.0, torch.float64: -746.0}
+
+_fused = find_spec("triton") is not None
+
+
+def fused_allowed() -> bool:
+    """Whether operations may use their Triton kernels."""
+    return _fused
+
+
+@contextmanager
+def plain_forms() -> Iterator[None]:
+    """Keeps operations to their plain forms, in this process and those that it forks meanwhile: for work on many
+    shapes, for each of which Triton would compile for seconds."""
+    global _fused
+    before, _fused = _fused, False
+    try:
+        yield
+    finally:
+        _fused = before
 
 
 def check_shapes(operation: str, **operands: tuple[Tensor | None, str]) -> dict[str, int]:

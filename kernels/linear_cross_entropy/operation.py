@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import Any
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from kernels.linear_cross_entropy import chunked
 from kernels.linear_cross_entropy.operands import checked_vocab
-from kernels.operands import working_dtype
+from kernels.operands import fused_allowed, working_dtype
 
 
 def linear_cross_entropy(
@@ -86,7 +85,7 @@ def _lowered(hidden: Tensor) -> Tensor:
 
 def _fused(hidden: Tensor) -> bool:
     halves = (torch.bfloat16, torch.float16)
-    return hidden.is_cuda and hidden.dtype in halves and importlib.util.find_spec("triton") is not None
+    return hidden.is_cuda and hidden.dtype in halves and fused_allowed()
 
 
 @torch.library.custom_op("asiarch_kernels::linear_cross_entropy", mutates_args=())

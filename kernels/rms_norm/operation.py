@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from kernels.operands import check_shapes
+from kernels.operands import check_shapes, fused_allowed
 from kernels.rms_norm import plain
 
-_TRITON = find_spec("triton") is not None
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 # A row is held in registers.
 _WIDEST = 8192
@@ -67,7 +65,7 @@ def gated_rms_norm(
 def _normed(name: str, x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, silu: bool) -> Tensor:
     rows, gates = x.reshape(-1, x.shape[-1]), None if gate is None else gate.reshape(-1, x.shape[-1])
     check_shapes(name, x=(rows, "tokens dim"), gate=(gates, "tokens dim"), weight=(weight, "dim"))
-    if not (_TRITON and x.is_cuda and x.dtype in _TYPES and x.shape[-1] <= _WIDEST):
+    if not (fused_allowed() and x.is_cuda and x.dtype in _TYPES and x.shape[-1] <= _WIDEST):
         return plain.normed(x, weight, gate, eps, silu)
     y: Tensor = _forward(rows, weight, gates, eps, silu)
     return y.view(x.shape)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from kernels.operands import fused_allowed
 from kernels.short_convolution import chunked
 
-_TRITON = find_spec("triton") is not None
 _WIDEST = 8
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -40,7 +39,7 @@ def short_convolution(
     chunked.check_operands(x, weight, bias, activation)
     # The kernels count within a sequence in 32 bits.
     small = x.shape[1] * max(x.stride(1), x.shape[2]) < 2**31
-    if not (_TRITON and x.is_cuda and x.dtype in _TYPES and weight.shape[1] <= _WIDEST and small):
+    if not (fused_allowed() and x.is_cuda and x.dtype in _TYPES and weight.shape[1] <= _WIDEST and small):
         return chunked.short_convolution(x, weight, bias, activation)
     y: Tensor = _forward(x, weight, bias, activation == "silu")
     return y

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kernels.operands import working_dtype
+from kernels.operands import fused_allowed, working_dtype
 
-_TRITON = find_spec("triton") is not None
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -33,7 +31,7 @@ def swiglu(x: Tensor) -> Tensor:
         raise TypeError(f"swiglu: x has dtype {x.dtype}, expected a floating point tensor")
     if x.ndim < 1 or x.shape[-1] % 2 or not x.shape[-1]:
         raise ValueError(f"swiglu: x has shape {list(x.shape)}, expected an even last axis: gates, then values")
-    if not (_TRITON and x.is_cuda and x.dtype in _TYPES and x.numel()):
+    if not (fused_allowed() and x.is_cuda and x.dtype in _TYPES and x.numel()):
         gate, value = x.to(working_dtype(x)).chunk(2, dim=-1)
         return (F.silu(gate) * value).to(x.dtype)
     y: Tensor = _forward(x.reshape(-1, x.shape[-1]))
