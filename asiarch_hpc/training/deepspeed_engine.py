@@ -222,6 +222,7 @@ def _settings(stage: int, grad_clip: float, elements: int) -> dict[str, Any]:
         "gradient_clipping": grad_clip if stage else 0.0,  # in stage 0 the engine clips
         "communication_data_type": "fp32",
         "zero_allow_untested_optimizer": True,
+        "timers": {"throughput": {"enabled": False}},  # it waits for the device before each pass
         "zero_optimization": {
             "stage": stage,
             "contiguous_gradients": True,
