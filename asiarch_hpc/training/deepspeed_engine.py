@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from asiarch_hpc.config import ScaleConfig
+from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.training.backbone import LanguageModel
 from asiarch_hpc.training.checkpoint import State
 from asiarch_hpc.training.data import Batch
@@ -196,6 +197,19 @@ class DeepSpeedEngine:
         )
         (least,) = self._world.least(rows)
         return int(least)
+
+
+def choose_engine(scale: ScaleConfig, world: World) -> str:
+    """`torch` or `deepspeed`; `auto` takes DeepSpeed for several processes.
+
+    Raises:
+        ConfigError: the plain engine cannot train with several processes.
+    """
+    if scale.engine == "auto":
+        return "deepspeed" if world.size > 1 else "torch"
+    if scale.engine == "torch" and world.size > 1:
+        raise ConfigError(f"scale.engine=torch: one process was expected, not {world.size}; use auto or deepspeed")
+    return scale.engine
 
 
 class _Pass(nn.Module):

@@ -21,7 +21,7 @@ from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import LanguageModel, build_model
 from asiarch_hpc.training.corpus import Corpus
 from asiarch_hpc.training.data import Batch, Batches
-from asiarch_hpc.training.deepspeed_engine import DeepSpeedEngine
+from asiarch_hpc.training.deepspeed_engine import DeepSpeedEngine, choose_engine
 from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine, choose_device
 from asiarch_hpc.training.monitor import Monitor, Peers, TrainingStoppedError
 from asiarch_hpc.training.prefetch import Prefetcher
@@ -347,19 +347,6 @@ def _build(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, depth: 
             "design_error",
             f"building at dim={dim}, depth={depth}: {type(error).__name__}: {error}{_own_frames(error)}",
         ) from error
-
-
-def choose_engine(scale: ScaleConfig, world: World) -> str:
-    """`torch` or `deepspeed`; `auto` takes DeepSpeed for several processes.
-
-    Raises:
-        ConfigError: the plain engine cannot train with several processes.
-    """
-    if scale.engine == "auto":
-        return "deepspeed" if world.size > 1 else "torch"
-    if scale.engine == "torch" and world.size > 1:
-        raise ConfigError(f"scale.engine=torch: one process was expected, not {world.size}; use auto or deepspeed")
-    return scale.engine
 
 
 def _engine(model: LanguageModel, scale: ScaleConfig, name: str, world: World, seed: int) -> Engine:

@@ -161,6 +161,7 @@ def test_each_kind_has_its_resources_and_nothing_of_the_controllers_own_job(
     plain, gpus, last = (campaign.environment(name) for name in names)
     assert gpus["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert gpus["SLURM_CPUS_PER_TASK"] == gpus["OMP_NUM_THREADS"] == "2"
+    assert (gpus["SLURM_NTASKS"], plain["SLURM_NTASKS"]) == ("2", "1")  # a training has a process for each GPU
     assert "CUDA_VISIBLE_DEVICES" not in plain
     assert not [key for key in plain if key.startswith("SBATCH_")]
     assert "SLURM_MEM_PER_CPU" not in plain
