@@ -123,8 +123,9 @@ class LocalScheduler:
 def _gpu_numbers() -> list[int]:
     """GPUs that this process may use, by number."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
-    words = named.split(",") if named is not None else [path.name[6:] for path in Path("/dev").glob("nvidia[0-9]*")]
-    return sorted(int(word) for word in words if word.isdigit())
+    if named is None:  # the driver counts from 0 what is there; a container's device files keep the machine's numbers
+        return list(range(len(list(Path("/dev").glob("nvidia[0-9]*")))))
+    return [int(word) for word in named.split(",") if word.isdigit()]
 
 
 def _gpus_of(pid: int) -> list[int]:
