@@ -8,21 +8,23 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 from kernels.delta_rule.tiles import (
+    COUNTS,
     bounded,
     decays,
     inverse_length,
-    load_block,
     load_keys,
     load_log_decay,
+    load_rows,
     load_tile,
     locate,
-    store_block,
+    store_rows,
     store_tile,
+    tile_dot,
 )
 
 # fmt: off
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def adjoint_additions(
     q, k, beta, log_decay, inverse, sound, out_grad, addition, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head,
@@ -45,7 +47,7 @@ def adjoint_additions(
     query = load_keys(q, q_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     key = load_keys(k, k_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     erased = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
-    x = load_block(inverse + at * (C * C), 0, C, C, C)
+    x = load_rows(inverse + at * (C * C), C, C)
     attention = tl.dot(key, tl.trans(query), input_precision=PRECISION)
     if GATED:
         between, from_start, _, _ = decays(load_log_decay(log_decay + gates, HEADS, limit, C), C)
@@ -58,12 +60,12 @@ def adjoint_additions(
         z = tl.dot(tl.trans(x), z.to(DOT), input_precision=PRECISION) * erased[:, None]
         if GATED:
             o = o.to(tl.float32) * from_start[:, None]
-        added = tl.dot(tl.trans(query), o.to(DOT), input_precision=PRECISION) * scale
-        added -= tl.dot(tl.trans(key), z.to(DOT), input_precision=PRECISION)
-        store_block(addition + at * (BK * BV), added, first, BK, BV, PART)
+        added = tl.dot(tl.trans(o.to(DOT)), query, input_precision=PRECISION) * scale
+        added -= tl.dot(tl.trans(z.to(DOT)), key, input_precision=PRECISION)
+        store_rows(addition + (at * BV + first) * BK, added, PART, BK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def gradients(
     q, k, v, beta, log_decay, inverse, before, sound, out_grad, after_grad,
     q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale,
@@ -71,9 +73,12 @@ def gradients(
     LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
     EVEN_V: tl.constexpr, GATED: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, FLIP: tl.constexpr,
 ):
-    """All gradients of a chunk, from its first state and the gradient of its last one."""
+    """All gradients of a chunk, from its first state and the gradient of its last one.
+
+    FLIP: tiles of keys and values are computed transposed; wide ones then have enough rows for eight warps.
+    """
     batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
     start = chunk * C
     length = tl.minimum(LENGTH - start, C)
@@ -85,13 +90,14 @@ def gradients(
     out_grad += batch * o_batch + start * o_token + head * o_head
     gates = (batch * LENGTH + start) * HEADS + head
     rows = tl.arange(0, C)
+    below = rows[:, None] > rows[None, :]
 
     query = load_keys(q, q_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     key = load_keys(k, k_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
-    x = load_block(inverse + at * (C * C), 0, C, C, C)
-    causal = rows[:, None] >= rows[None, :]
-    attention = tl.where(causal, tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale, 0.0)
+    x = load_rows(inverse + at * (C * C), C, C)
+    attention = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
+    attention = tl.where(below | (rows[:, None] == rows[None, :]), attention, 0.0)
     if GATED:
         between, from_start, to_end, whole = decays(load_log_decay(log_decay + gates, HEADS, limit, C), C)
         attention = attention * between
@@ -105,74 +111,80 @@ def gradients(
     cumulative_grad = tl.zeros((C,), tl.float32)
     whole_grad = 0.0
     for first in tl.range(0, BV, PART):
-        state = load_block(before + at * (BK * BV), first, BK, BV, PART)
-        state_grad = load_block(after_grad + at * (BK * BV), first, BK, BV, PART)
+        state = load_rows(before + (at * BV + first) * BK, PART, BK)
+        state_grad = load_rows(after_grad + (at * BV + first) * BK, PART, BK)
         value = load_tile(v, v_token, limit, first, VALUE, C, PART, EVEN_V).to(tl.float32)
         o = load_tile(out_grad, o_token, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
-        stored = tl.dot(key, state, input_precision=PRECISION)
-        u_grad = tl.dot(key, state_grad, input_precision=PRECISION)
+        stored = tile_dot(key, tl.trans(state), FLIP, PRECISION)
+        u_grad = tile_dot(key, tl.trans(state_grad), FLIP, PRECISION)
         if GATED:
             stored = stored * from_start[:, None]
             u_grad = u_grad * to_end[:, None]
         error = value - stored
-        u = tl.dot(x, bounded(error * strength[:, None]).to(DOT), input_precision=PRECISION)
+        u = tile_dot(x, bounded(error * strength[:, None]).to(DOT), FLIP, PRECISION)
         if GATED:
             moved = tl.where(rows < C - 1, tl.sum(u * u_grad, 1), 0.0)
             cumulative_grad -= moved
             whole_grad += tl.sum(moved, 0) + tl.sum(state.to(tl.float32) * state_grad.to(tl.float32)) * whole
-        u_grad += tl.dot(tl.trans(weights), o, input_precision=PRECISION)
-        written = tl.dot(tl.trans(x), u_grad.to(DOT), input_precision=PRECISION)
+        u_grad += tile_dot(tl.trans(weights), o, FLIP, PRECISION)
+        written = tile_dot(tl.trans(x), u_grad.to(DOT), FLIP, PRECISION)
         strength_grad += tl.sum(written * error, 1)
         value_grad = written * strength[:, None]
         store_tile(v_grad + gates * VALUE, value_grad, HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)
         transposed = tl.trans(u.to(DOT))
         attention_grad += tl.dot(o, transposed, input_precision=PRECISION)
         overlap_grad -= tl.dot(written.to(DOT), transposed, input_precision=PRECISION)
-        query_grad += tl.dot(o, tl.trans(state), input_precision=PRECISION)
+        query_grad += tile_dot(o, state, FLIP, PRECISION)
         if GATED:
             cumulative_grad -= tl.sum(value_grad * stored, 1)
             value_grad = value_grad * from_start[:, None]
             u = u * to_end[:, None]
-        key_grad += tl.dot(u.to(DOT), tl.trans(state_grad), input_precision=PRECISION)
-        key_grad -= tl.dot(value_grad.to(DOT), tl.trans(state), input_precision=PRECISION)
+        key_grad += tile_dot(u.to(DOT), state_grad, FLIP, PRECISION)
+        key_grad -= tile_dot(value_grad.to(DOT), state, FLIP, PRECISION)
 
-    attention_grad = tl.where(causal, attention_grad, 0.0)
-    overlap_grad = tl.where(rows[:, None] > rows[None, :], overlap_grad, 0.0)
-    wide = key.to(tl.float32)
     query_grad = query_grad * scale
     if GATED:
+        # Again, rather than in registers all the while.
+        between, from_start, _, _ = decays(load_log_decay(log_decay + gates, HEADS, limit, C), C)
         query_grad = query_grad * from_start[:, None]
         cumulative_grad += tl.sum(query.to(tl.float32) * query_grad, 1)
-        flow = tl.where(rows[:, None] > rows[None, :], attention * attention_grad, 0.0)
+        flow = tl.where(below, weights.to(tl.float32) * attention_grad, 0.0)
         cumulative_grad += tl.sum(flow, 1) - tl.sum(flow, 0)
         attention_grad = attention_grad * between
-        overlap_grad = overlap_grad * between
-    weights = (attention_grad * scale).to(DOT)
-    query_grad += tl.dot(weights, key, input_precision=PRECISION)
-    key_grad += tl.dot(tl.trans(weights), query, input_precision=PRECISION)
+    attention_grad = tl.where(below | (rows[:, None] == rows[None, :]), attention_grad * scale, 0.0)
+    weights = attention_grad.to(DOT)
+    query_grad += tile_dot(weights, key, FLIP, PRECISION)
+    key_grad += tile_dot(tl.trans(weights), query, FLIP, PRECISION)
     if NORMALISE:
-        query_grad = _through_length(query_grad, query, q, q_token, limit, KEY, C, BK, EVEN_K, EPS)
+        query_grad = _through_length(query_grad, q, q_token, limit, KEY, C, BK, EVEN_K, EPS)
     store_tile(q_grad + gates * KEY, query_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
-    weights = overlap_grad.to(DOT)
-    pulled = tl.dot(weights, key, input_precision=PRECISION)
-    pushed = tl.dot(tl.trans(weights), (wide * strength[:, None]).to(DOT), input_precision=PRECISION)
-    along = tl.sum(wide * pulled, 1)
-    strength_grad += along
+
+    overlap = tl.dot(key, tl.trans(key), input_precision=PRECISION)
+    overlap_grad = tl.where(below, overlap_grad, 0.0)
+    if GATED:
+        overlap_grad = overlap_grad * between
+    overlap *= overlap_grad
+    strength_grad += tl.sum(overlap, 1)
     tl.store(beta_grad + gates + rows * HEADS, strength_grad.to(beta_grad.dtype.element_ty), mask=rows < length)
     if GATED:
-        cumulative_grad += along * strength - tl.sum(wide * pushed, 1)
-        sums = tl.cumsum(cumulative_grad, 0, reverse=True) + whole_grad
-        tl.store(log_decay_grad + gates + rows * HEADS, sums.to(log_decay_grad.dtype.element_ty), mask=rows < length)
-    key_grad += pulled * strength[:, None] + pushed
+        overlap *= strength[:, None]
+        cumulative_grad += tl.sum(overlap, 1) - tl.sum(overlap, 0)
+        decay_grad = (tl.cumsum(cumulative_grad, 0, reverse=True) + whole_grad).to(log_decay_grad.dtype.element_ty)
+        tl.store(log_decay_grad + gates + rows * HEADS, decay_grad, mask=rows < length)
+    overlap_grad *= strength[:, None]
+    overlap_grad += tl.trans(overlap_grad)
+    key_grad += tile_dot(overlap_grad.to(DOT), key, FLIP, PRECISION)
     if NORMALISE:
-        key_grad = _through_length(key_grad, key, k, k_token, limit, KEY, C, BK, EVEN_K, EPS)
+        key_grad = _through_length(key_grad, k, k_token, limit, KEY, C, BK, EVEN_K, EPS)
     store_tile(k_grad + gates * KEY, key_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
 
 
 @triton.jit
-def _through_length(grad, unit, pointer, stride, limit, width, C: tl.constexpr, BLOCK: tl.constexpr,
-                    EVEN: tl.constexpr, EPS: tl.constexpr):
+def _through_length(
+    grad, pointer, stride, limit, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, EPS: tl.constexpr
+):
     """The gradient of a tile whose rows were divided by their lengths."""
-    factor = inverse_length(load_tile(pointer, stride, limit, 0, width, C, BLOCK, EVEN), EPS)
-    unit = unit.to(tl.float32)
+    tile = load_tile(pointer, stride, limit, 0, width, C, BLOCK, EVEN)
+    factor = inverse_length(tile, EPS)
+    unit = tile.to(tl.float32) * factor
     return factor * (grad - unit * tl.sum(unit * grad, 1)[:, None])

@@ -8,31 +8,32 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
 from kernels.delta_rule.tiles import (
+    COUNTS,
     LARGEST,
     bounded,
     decays,
     first_row,
-    load_block,
     load_keys,
     load_log_decay,
+    load_rows,
     load_tile,
     locate,
-    store_block,
+    store_rows,
     store_tile,
     unit_lower_inverse,
 )
 
 # fmt: off
 
-@triton.jit
+@triton.jit(do_not_specialize=COUNTS)
 def transitions(
     k, v, beta, log_decay, inverse, transition, addition, kept, sound,
     k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, PART_V: tl.constexpr,
     EVEN_K: tl.constexpr, EVEN_V: tl.constexpr, GATED: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, SOLVE: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """Of each chunk: (I + A)⁻¹, the K̃ᵀW and K̃ᵀU₀ of the state's step, e^{G_C}, and how many rows are sound."""
+    """Of each chunk: (I + A)⁻¹, WᵀK̃ and U₀ᵀK̃ of the transposed state's step, e^{G_C}, and how many rows are sound."""
     batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
     start = chunk * C
     limit = tl.minimum(LENGTH - start, C)
@@ -61,10 +62,10 @@ def transitions(
         between, from_start, to_end, whole = decays(tl.where(alive, log_decays, 0.0), C)
         a = a * between
         tl.store(kept + at, whole)
-    x = unit_lower_inverse(bounded(tl.where(rows[:, None] > rows[None, :], a, 0.0)), C, SOLVE)
+    x = unit_lower_inverse(bounded(tl.where(rows[:, None] > rows[None, :], a, 0.0)), C, PRECISION)
     limit = tl.minimum(limit, first_row(tl.max(tl.abs(x), 1) >= LARGEST, C))
     x = tl.where(rows[:, None] < limit, x, 0.0)
-    store_block(inverse + at * (C * C), x, 0, C, C, C)
+    store_rows(inverse + at * (C * C), x, C, C)
 
     written = (x * strength[None, :]).to(DOT)
     erased = (x * (strength * from_start)[None, :]).to(DOT) if GATED else written
@@ -78,8 +79,8 @@ def transitions(
         w = tl.dot(erased, part, input_precision=PRECISION)
         if GATED:
             w = w * to_end[:, None]
-        step = tl.dot(tl.trans(key), w.to(DOT), input_precision=PRECISION)
-        store_block(transition + at * (BK * BK), step, first, BK, BK, PART)
+        step = tl.dot(tl.trans(w.to(DOT)), key, input_precision=PRECISION)
+        store_rows(transition + (at * BK + first) * BK, step, PART, BK)
     sound_rows = limit
     for first in tl.static_range(0, BV, PART_V):
         value = load_tile(v, v_token, limit, first, VALUE, C, PART_V, EVEN_V).to(tl.float32)
@@ -89,49 +90,90 @@ def transitions(
         u = tl.dot(written, value, input_precision=PRECISION)
         if GATED:
             u = u * to_end[:, None]
-        step = tl.dot(tl.trans(key), u.to(DOT), input_precision=PRECISION)
-        store_block(addition + at * (BK * BV), step, first, BK, BV, PART_V)
-    tl.store(sound + at, tl.where(sound_rows < tl.minimum(LENGTH - start, C), sound_rows, C))
+        step = tl.dot(tl.trans(u.to(DOT)), key, input_precision=PRECISION)
+        store_rows(addition + (at * BV + first) * BK, step, PART_V, BK)
+    if sound_rows < tl.minimum(LENGTH - start, C):
+        # After a token that is not sound, no state is.
+        tl.debug_barrier()
+        for first in tl.static_range(0, BV, PART_V):
+            nothing = tl.full((PART_V, BK), float("nan"), tl.float32)
+            store_rows(addition + (at * BV + first) * BK, nothing, PART_V, BK)
+    tl.store(sound + at, sound_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["CHUNKS", "SEGMENTS", "SPAN"])
 def states(
-    transition, addition, kept, sound, boundary, before, after, CHUNKS, KEY, VALUE,
-    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, GATED: tl.constexpr,
-    BOUNDED: tl.constexpr, BACKWARD: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    transition, addition, kept, boundary, before, after, CHUNKS, SEGMENTS, SPAN, KEY, VALUE,
+    BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, GATED: tl.constexpr, BOUNDED: tl.constexpr,
+    LINKED: tl.constexpr, LOCAL: tl.constexpr, BACKWARD: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):
-    """The recurrence S⁺ = e^{G_C} S - K̃ᵀW S + addition, or its adjoint from the last chunk to the first.
+    """The recurrence S⁺ = e^{G_C} S - K̃ᵀW S + addition, or its adjoint from the last chunk to the first, transposed.
 
     Writes the state that each chunk starts from (for the adjoint: the gradient of the one it ends with) to `before`
-    and the last one to `after`. `boundary` is the first one, zeros unless BOUNDED.
+    and the last one to `after`. The first one is zeros, `boundary` if BOUNDED. A program runs over SPAN chunks, one
+    segment; LINKED: it starts from what `links` wrote to `boundary`. LOCAL: from zeros, and from the identity without
+    additions, for `links`; these go to `after`, one below the other.
     """
     first = tl.program_id(0) * PART
-    row = tl.program_id(1).to(tl.int64)
-    rows, columns = tl.arange(0, BK)[:, None], first + tl.arange(0, PART)[None, :]
-    mask = (rows < KEY) & (columns < VALUE)
-    outside = row * KEY * VALUE + rows * VALUE + columns
-    state = tl.zeros((BK, PART), tl.float32)
+    row = (tl.program_id(1) // SEGMENTS).to(tl.int64)
+    segment = tl.program_id(1) % SEGMENTS
+    value, key = first + tl.arange(0, PART)[:, None], tl.arange(0, BK)[None, :]
+    mask = (key < KEY) & (value < VALUE)
+    outside = (row * KEY + key) * VALUE + value
+    place = row * SEGMENTS + segment
+    state = tl.zeros((PART, BK), tl.float32)
     if BOUNDED:
         state += tl.load(boundary + outside, mask=mask, other=0.0).to(tl.float32)
+    if LINKED:
+        state += load_rows(boundary + (place * BV + first) * BK, PART, BK)
+    if LOCAL:
+        state += tl.where(key == value - BV, 1.0, 0.0)
+    begin = segment * SPAN
     at = row * CHUNKS
-    for index in tl.range(0, CHUNKS, num_stages=STAGES):
+    for index in tl.range(begin, tl.minimum(begin + SPAN, CHUNKS), num_stages=STAGES):
         chunk = CHUNKS - 1 - index if BACKWARD else index
-        store_block(before + (at + chunk) * (BK * BV), state, first, BK, BV, PART)
-        step = load_block(transition + (at + chunk) * (BK * BK), 0, BK, BK, BK)
-        added = load_block(addition + (at + chunk) * (BK * BV), first, BK, BV, PART).to(tl.float32)
+        step = load_rows(transition + (at + chunk) * (BK * BK), BK, BK)
+        here = ((at + chunk) * BV + first) * BK
+        if LOCAL:
+            added = tl.load(addition + here + (value - first) * BK + key, mask=value < BV, other=0.0)
+        else:
+            added = load_rows(addition + here, PART, BK)
+            store_rows(before + here, state, PART, BK)
         if BACKWARD:
             step = tl.trans(step)
-        change = added - tl.dot(step, state.to(DOT), input_precision=PRECISION)
+        change = added.to(tl.float32) - tl.dot(state.to(DOT), step, input_precision=PRECISION)
         if GATED:
             state = state * tl.load(kept + at + chunk)
         state += change
-        if not BACKWARD:
-            # After a token that is not sound, nothing is.
-            state = tl.where(tl.load(sound + at + chunk) < C, float("nan"), state)
-    tl.store(after + outside, state, mask=mask)
+    if LOCAL:
+        store_rows(after + (place * (BK + BV) + first) * BK, state, PART, BK)
+    elif segment == SEGMENTS - 1:
+        tl.store(after + outside, state, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["SEGMENTS"])
+def links(
+    local, boundary, linked, SEGMENTS, KEY, VALUE, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr,
+    BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """The state before each segment, from the sums and the products of `states` over segments; all transposed."""
+    first = tl.program_id(0) * PART
+    row = tl.program_id(1).to(tl.int64)
+    value, key = first + tl.arange(0, PART)[:, None], tl.arange(0, BK)[None, :]
+    state = tl.zeros((PART, BK), tl.float32)
+    if BOUNDED:
+        mask = (key < KEY) & (value < VALUE)
+        state += tl.load(boundary + (row * KEY + key) * VALUE + value, mask=mask, other=0.0).to(tl.float32)
+    for segment in tl.range(0, SEGMENTS, num_stages=2):
+        place = row * SEGMENTS + segment
+        store_rows(linked + (place * BV + first) * BK, state, PART, BK)
+        both = local + place * ((BV + BK) * BK)
+        product = load_rows(both + BV * BK, BK, BK)
+        state = load_rows(both + first * BK, PART, BK) + tl.dot(state, product, input_precision=PRECISION)
+
+
+@triton.jit(do_not_specialize=COUNTS)
 def outputs(
     q, k, v, beta, log_decay, inverse, before, sound, out, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
@@ -156,14 +198,14 @@ def outputs(
     query = load_keys(q, q_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     key = load_keys(k, k_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
-    x = load_block(inverse + at * (C * C), 0, C, C, C)
+    x = load_rows(inverse + at * (C * C), C, C)
     attention = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     if GATED:
         between, from_start, _, _ = decays(load_log_decay(log_decay + gates, HEADS, limit, C), C)
         attention = attention * between
     attention = tl.where(rows[:, None] >= rows[None, :], attention, 0.0).to(DOT)
     for first in tl.static_range(0, BV, PART):
-        state = load_block(before + at * (BK * BV), first, BK, BV, PART)
+        state = tl.trans(load_rows(before + (at * BV + first) * BK, PART, BK))
         value = load_tile(v, v_token, limit, first, VALUE, C, PART, EVEN_V).to(tl.float32)
         stored = tl.dot(key, state, input_precision=PRECISION)
         read = tl.dot(query, state, input_precision=PRECISION)

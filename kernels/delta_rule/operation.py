@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from kernels.delta_rule import chunked
-from kernels.operands import check_shapes
+from kernels.operands import check_shapes, fused_allowed
 
-_TRITON = find_spec("triton") is not None
-_WIDEST = 256
+# The state of one head's step has to fit into a multiprocessor.
+_WIDEST = {torch.bfloat16: 256, torch.float16: 128, torch.float32: 128}
 
 
 def delta_rule(
@@ -31,7 +29,7 @@ def delta_rule(
     DeltaNet (arXiv 2406.06484) without decay, Gated DeltaNet (arXiv 2412.06464) with one. With |k| = 1,
     which `normalise` or the caller sees to, and beta in [0, 2] the state cannot grow.
 
-    bfloat16, float16 and float32 on a GPU, to widths of 256: Triton kernels (`triton.py`), whose products have
+    bfloat16 to widths of 256, float16 and float32 to 128, on a GPU: Triton kernels (`triton.py`), whose products have
     bfloat16 operands where q, k and v do and tf32's or float32's precision elsewhere. Else `chunked.py`.
 
     Args:
@@ -75,7 +73,7 @@ def _on_gpu(operands: list[Tensor | None]) -> bool:
     """Whether the Triton kernels can take them."""
     given = [x for x in operands if x is not None]
     return (
-        _TRITON
-        and all(x.is_cuda and x.dtype in (torch.bfloat16, torch.float16, torch.float32) for x in given)
-        and all(x.shape[-1] <= _WIDEST for x in given[:3] if x.ndim)
+        fused_allowed()
+        and all(x.is_cuda and x.dtype in _WIDEST for x in given)
+        and all(0 < x.shape[-1] <= min(_WIDEST[y.dtype] for y in given[:3]) for x in given[:3] if x.ndim)
     )

@@ -7,6 +7,8 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
+# Arguments whose value must not make another variant of a kernel.
+COUNTS = ("LENGTH", "HEADS", "CHUNKS")
 # Larger entries of a chunk's solution count as overflow; products of two smaller ones and their sums stay finite.
 LARGEST = tl.constexpr(1e18)
 # exp() of anything below is exactly zero in float32.
@@ -46,16 +48,15 @@ def store_tile(pointer, x, stride, limit, first, width, C: tl.constexpr, BLOCK: 
 
 
 @triton.jit
-def load_block(pointer, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    """Columns first .. first + BLOCK of a contiguous matrix [ROWS, COLUMNS]."""
-    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
-    return tl.load(pointer + row * COLUMNS + (first + column))
+def load_rows(pointer, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows of a contiguous matrix."""
+    return tl.load(pointer + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :])
 
 
 @triton.jit
-def store_block(pointer, x, first, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr):
-    row, column = tl.arange(0, ROWS)[:, None], tl.arange(0, BLOCK)[None, :]
-    tl.store(pointer + row * COLUMNS + (first + column), x.to(pointer.dtype.element_ty))
+def store_rows(pointer, x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    place = pointer + tl.arange(0, ROWS)[:, None] * COLUMNS + tl.arange(0, COLUMNS)[None, :]
+    tl.store(place, x.to(pointer.dtype.element_ty))
 
 
 @triton.jit
@@ -98,6 +99,16 @@ def decays(log_decay, C: tl.constexpr):
     difference = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
     between = tl.where(row >= column, tl.exp(tl.where(row > column, difference, 0.0)), 0.0)
     return between, tl.exp(high), tl.exp((whole - exact).to(tl.float32)), tl.exp(whole.to(tl.float32))
+
+
+@triton.jit
+def tile_dot(a, b, FLIP: tl.constexpr, PRECISION: tl.constexpr):
+    """a b, computed as (bᵀ aᵀ)ᵀ if FLIP: the layout is transposed, the values are the same."""
+    if FLIP:
+        product = tl.trans(tl.dot(tl.trans(b), tl.trans(a), input_precision=PRECISION))
+    else:
+        product = tl.dot(a, b, input_precision=PRECISION)
+    return product
 
 
 @triton.jit

@@ -21,6 +21,7 @@ class Launch:
     warps: int
     stages: int
     registers: int | None = None
+    flip: bool = False
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,6 @@ class Plan:
     value: int
     dot: torch.dtype
     precision: str
-    solve: str
     transitions: Launch
     states: Launch
     outputs: Launch
@@ -41,22 +41,32 @@ class Plan:
 
 
 # By padded width, the larger of the two: tokens of a chunk; columns at once, warps and stages of each kernel.
-_HALF = {
-    16: (32, (16, 1, 1), (16, 1, 4), (16, 1, 1), (16, 1, 1), (16, 2, 1)),
-    32: (32, (32, 1, 1), (16, 1, 4), (32, 1, 1, 96), (32, 1, 1, 96), (32, 2, 1, 168)),
-    64: (64, (64, 4, 1, 128), (32, 4, 3), (64, 4, 1), (64, 4, 1), (64, 4, 1)),
-    128: (64, (64, 4, 1, 168), (64, 4, 2), (64, 4, 1), (64, 4, 1), (64, 4, 1)),
-    256: (64, (64, 8, 1), (16, 8, 1), (64, 4, 1), (64, 4, 1), (64, 4, 1)),
+_HALF: dict[int, tuple[int, *tuple[Launch, ...]]] = {
+    16: (32, Launch(16, 1, 1), Launch(16, 1, 4), Launch(16, 1, 1), Launch(16, 1, 1), Launch(16, 2, 1)),
+    32: (32, Launch(32, 1, 1), Launch(16, 1, 4), Launch(32, 1, 1, 96), Launch(32, 1, 1, 96), Launch(32, 2, 1, 168)),
+    64: (64, Launch(64, 4, 1, 128), Launch(32, 4, 3), Launch(64, 4, 1), Launch(64, 4, 1), Launch(64, 4, 1)),
+    128: (
+        64,
+        Launch(64, 4, 1, 168),
+        Launch(64, 4, 2),
+        Launch(64, 4, 1),
+        Launch(64, 4, 1),
+        Launch(128, 8, 1, flip=True),
+    ),
+    256: (64, Launch(64, 8, 1), Launch(16, 8, 1), Launch(64, 4, 1), Launch(64, 4, 1), Launch(64, 8, 1, flip=True)),
 }
-_SINGLE = {
-    16: (32, (16, 1, 1), (16, 1, 2), (16, 1, 1), (16, 1, 1), (16, 1, 1)),
-    32: (32, (32, 2, 1), (16, 2, 2), (32, 2, 1), (32, 2, 1), (32, 2, 1)),
-    64: (32, (32, 4, 1), (16, 4, 2), (32, 4, 1), (32, 4, 1), (32, 4, 1)),
-    128: (32, (32, 4, 1), (16, 4, 1), (32, 4, 1), (32, 4, 1), (32, 8, 1)),
-    256: (16, (32, 8, 1), (16, 8, 1), (32, 8, 1), (32, 8, 1), (16, 8, 1)),
+_SINGLE: dict[int, tuple[int, *tuple[Launch, ...]]] = {
+    16: (32, Launch(16, 1, 1), Launch(16, 1, 2), Launch(16, 1, 1), Launch(16, 1, 1), Launch(16, 1, 1)),
+    32: (32, Launch(32, 2, 1), Launch(16, 2, 2), Launch(32, 2, 1), Launch(32, 2, 1), Launch(32, 2, 1)),
+    64: (32, Launch(32, 4, 1), Launch(16, 4, 2), Launch(32, 4, 1), Launch(32, 4, 1), Launch(32, 4, 1)),
+    128: (32, Launch(32, 4, 1), Launch(16, 4, 1), Launch(32, 4, 1), Launch(32, 4, 1), Launch(32, 8, 1, flip=True)),
 }
 _PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "tf32x3"}
 _TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+# So many chunks at least, and fewer programs than this, make it worth to scan segments of a sequence side by side.
+LONG, FEW = 64, 132
 
 
 def plan(q: Tensor, k: Tensor, v: Tensor) -> Plan:
@@ -68,7 +78,7 @@ def plan(q: Tensor, k: Tensor, v: Tensor) -> Plan:
         key, value = max(key, 64), max(value, 64)  # narrower tiles fault now and then in Triton 3.6's wgmma
     chunk, *launches = (_HALF if dot == torch.bfloat16 else _SINGLE)[max(key, value)]
     precision = _PRECISIONS[wide]
-    return Plan(chunk, key, value, dot, precision, precision, *(Launch(*x) for x in launches))
+    return Plan(chunk, key, value, dot, precision, *launches)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -100,18 +110,37 @@ def _common(p: Plan, launch: Launch, q: Tensor, v: Tensor, log_decay: Tensor | N
 
 
 def _scan(
-    p: Plan, transition: Tensor, addition: Tensor, kept: Tensor | None, sound: Tensor, boundary: Tensor | None,
+    p: Plan, transition: Tensor, addition: Tensor, kept: Tensor | None, boundary: Tensor | None,
     before: Tensor, after: Tensor, *, backward: bool,
 ) -> None:  # fmt: skip
     """Writes the states between chunks to `before` and the last one to `after`."""
     rows, chunks = transition.shape[:2]
     part = min(p.states.part, p.value)
-    forward_kernels.states[(p.value // part, rows)](
-        transition, addition, kept, sound, boundary, before, after, chunks, *after.shape[2:],
-        C=p.chunk, BK=p.key, BV=p.value, PART=part, GATED=kept is not None, BOUNDED=boundary is not None,
-        BACKWARD=backward, DOT=_TRITON_TYPES[p.dot], PRECISION=p.precision, STAGES=p.states.stages,
-        num_warps=p.states.warps,
+    span = chunks
+    if chunks >= LONG and rows * (p.value // part) < FEW:
+        span = 1 << (chunks.bit_length() // 2)
+    segments = -(-chunks // span)
+
+    def run(boundary: Tensor | None, after: Tensor, columns: int, *, linked: bool = False, local: bool = False) -> None:
+        forward_kernels.states[(columns // part, rows * segments)](
+            transition, addition, kept, boundary, before, after, chunks, segments, span, *shape,
+            BK=p.key, BV=p.value, PART=part, GATED=kept is not None,
+            BOUNDED=boundary is not None and not linked, LINKED=linked, LOCAL=local, BACKWARD=backward,
+            DOT=_TRITON_TYPES[p.dot], PRECISION=p.precision, STAGES=p.states.stages, num_warps=p.states.warps,
+        )  # fmt: skip
+
+    shape = after.shape[2:]
+    if segments == 1:
+        run(boundary, after, p.value)
+        return
+    local = after.new_empty(rows, segments, p.value + p.key, p.key)
+    linked = after.new_empty(rows, segments, p.value, p.key)
+    run(None, local, p.key + p.value, local=True)
+    forward_kernels.links[(p.value // 16, rows)](
+        local, boundary, linked, segments, *shape, BK=p.key, BV=p.value, PART=16, BOUNDED=boundary is not None,
+        PRECISION=p.precision, num_warps=4, num_stages=1,
     )  # fmt: skip
+    run(linked, after, p.value, linked=True)
 
 
 @torch.library.custom_op("kernels::delta_rule", mutates_args=())
@@ -132,11 +161,11 @@ def _forward(
     part = p.transitions.part
     forward_kernels.transitions[grid](
         k, v, beta, log_decay, inverse, transition, addition, kept, sound, *_strides(k), *_strides(v), *sizes,
-        SOLVE=p.solve, PART_V=min(part, p.value),
+        PART_V=min(part, p.value),
         **(_common(p, p.transitions, q, v, log_decay, normalise) | {"PART": min(part, p.key)}),
     )  # fmt: skip
     gates = None if log_decay is None else kept
-    _scan(p, transition, addition, gates, sound, boundary, before, after, backward=False)
+    _scan(p, transition, addition, gates, boundary, before, after, backward=False)
     forward_kernels.outputs[grid](
         q, k, v, beta, log_decay, inverse, before, sound, out, scale, *_strides(q), *_strides(k), *_strides(v),
         *sizes, **_common(p, p.outputs, q, v, log_decay, normalise),
@@ -162,7 +191,7 @@ def _empty(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
         v.new_empty(rows, chunks, p.chunk, p.chunk, dtype=p.dot),
         v.new_empty(rows, chunks, p.key, p.key, dtype=p.dot),
         v.new_empty(rows, chunks, dtype=torch.float32),
-        v.new_empty(rows, chunks, p.key, p.value, dtype=p.dot),
+        v.new_empty(rows, chunks, p.value, p.key, dtype=p.dot),
         v.new_empty(rows, chunks, dtype=torch.int32),
     )
 
@@ -190,10 +219,11 @@ def _backward(
         **_common(p, p.adjoint, q, v, log_decay, normalise),
     )  # fmt: skip
     gates = None if log_decay is None else kept
-    _scan(p, transition, addition, gates, sound, boundary, states_grad, state_grad, backward=True)
+    _scan(p, transition, addition, gates, boundary, states_grad, state_grad, backward=True)
     backward_kernels.gradients[grid](
         q, k, v, beta, log_decay, inverse, before, sound, out_grad, states_grad,
         q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale, *qk, *_strides(v), *_strides(out_grad), *sizes,
+        FLIP=p.gradients.flip,
         **_common(p, p.gradients, q, v, log_decay, normalise),
     )  # fmt: skip
     return results
