@@ -5,6 +5,11 @@ make bench ARGS=explore       a whole laptop run (ten minutes), judged against i
 make bench ARGS=agents        200 proposals on a server that misbehaves (half an hour)
 make bench ARGS=early         what early stopping would have saved and lost (seconds; ARGS="early results/name …")
 make bench ARGS=gate          the gate's verdicts on planted designs and their transplants (half an hour)
+
+On a GPU, with further options of the module behind the name:
+make bench ARGS=training      tokens per second and time to the first step, beside flash-linear-attention's model
+make bench ARGS=scaling       one GPU beside two of the same host, for each stage of ZeRO
+make bench ARGS=evaluation    seconds of an evaluation on files of the published tasks
 """
 
 from __future__ import annotations
@@ -33,10 +38,18 @@ from tests.controller.simulated import SimulatedJobs, SimulatedScheduler, config
 
 PAPER_RUN = 1_773  # experiments of the published search
 LARGE_RUN = 10_000
+ON_A_GPU = {
+    "training": "tests.training.bench_training",
+    "scaling": "tests.training.bench_scaling",
+    "evaluation": "tests.evaluation.bench_evaluation",
+}
 
 
 def main() -> None:
     what = sys.argv[1:] or ["controller"]
+    if what[0] in ON_A_GPU:
+        root = Path(__file__).resolve().parent.parent
+        sys.exit(subprocess.run([sys.executable, "-m", ON_A_GPU[what[0]], *what[1:]], cwd=root, check=False).returncode)
     print(
         f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {time.strftime('%Y-%m-%d')}"
     )
