@@ -54,20 +54,21 @@ def test_two_processes_of_a_job_train_as_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("act", "status", "cause", "words"),
+    ("act", "stage", "status", "cause", "words"),
     [
-        ("raise ValueError('only here')", "failed", "design_error", "step 3: ValueError: only here"),
-        ("os.kill(os.getpid(), 9)", "error", "ChildProcessError", "killed by signal 9"),
-        ("time.sleep(3600)", "error", "PeerLostError", "gone or silent|Timed out"),
+        ("raise ValueError('only here')", 1, "failed", "design_error", "step 3: ValueError: only here"),
+        ("os.kill(os.getpid(), 9)", 0, "error", "ChildProcessError", "killed by signal 9"),
+        ("time.sleep(3600)", 0, "error", "PeerLostError", "gone or silent|Timed out"),
     ],
 )
-def test_what_befalls_one_process_ends_all(tmp_path: Path, act: str, status: str, cause: str, words: str) -> None:
+def test_what_befalls_one_process_ends_all(
+    tmp_path: Path, act: str, stage: int, status: str, cause: str, words: str
+) -> None:
     act = f"if os.environ['RANK'] == '1' and (n := globals().get('n', -1) + 1) == 2: {act}"
     text = SOURCE.replace("import torch\n", "import os, time, torch\nn = -1\n", 1)
     text = text.replace("        h = self.norm(X)", f"        global n\n        {act}\n        h = self.norm(X)")
-    layout, identifier = one_design(
-        tmp_path, TWO, "executor.peer_seconds=10", "executor.lost_grace_seconds=3", source=text
-    )
+    waits = ("executor.peer_seconds=10", "executor.lost_grace_seconds=3")
+    layout, identifier = one_design(tmp_path, TWO, f"scale.zero_stage={stage}", *waits, source=text)
     before = children()
     message = message_of(training(layout, identifier))
     assert children() == before

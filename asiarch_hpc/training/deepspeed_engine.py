@@ -34,10 +34,12 @@ _BUFFER_BYTES = 3 * 4  # a parameter's, at most: bucket of gradients, its flat c
 class DeepSpeedEngine:
     """One of several processes that step together; each must call the same methods in the same order.
 
+    Parameters that no process used in a step are updated with a gradient of zero; `TorchEngine` leaves them.
+
     Args:
         model: on the CPU in fp32, equal in all processes; moved to this process's device in place.
         scale: optimiser settings, `device`, `precision` and `zero_stage`. Stage 0 keeps everything on each device,
-            1 shares out the optimiser's state, 2 the gradients as well.
+            1 shares out the optimiser's state, 2 the summed gradients as well.
         world: the processes, connected.
         seed: of dropout and the like, which also depends on the step and the rank.
 
@@ -91,8 +93,26 @@ class DeepSpeedEngine:
         return clip_and_update(self._optimizer, self._parameters, nats, clip, self._engine.step)
 
     def _gradients(self, batch: Batch) -> Tensor:
-        """Accumulates the gradient of the step's loss over micro-batches and processes; this process's part of the
-        loss in nats per token."""
+        """Sums up the gradient of the step's loss over micro-batches and processes; this process's part of the loss in
+        nats per token.
+
+        From stage 1 on DeepSpeed would exchange gradients as they come, and not those of parameters that a process did
+        not use. But designs may compute different things for different data, so it waits for all, in a fixed order.
+        """
+        if self._scale.zero_stage == 0:
+            return self._own_gradients(batch)
+        with self._engine.coalesce_grad_reduction():
+            try:
+                nats = self._own_gradients(batch)
+            except BaseException:
+                self._model.zero_grad(set_to_none=True)  # leaves nothing to exchange on the way out
+                raise
+            for parameter in self._parameters:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+        return nats
+
+    def _own_gradients(self, batch: Batch) -> Tensor:
         total = torch.zeros((), device=self._torch_device)
         rows, size = len(batch.inputs), self.micro_batch
         on_device = self._on_device(batch)

@@ -170,6 +170,22 @@ def test_ranks_with_different_numbers_of_tokens_and_a_step_that_is_not_finite(
             assert found["gradient_norm"] == pytest.approx(wanted.gradient_norm, rel=1e-4)
 
 
+def test_processes_may_use_different_parameters(
+    part: Part, scale: ScaleConfig, plain_source: str, tmp_path: Path
+) -> None:
+    """As designs do that choose a path by what the data are."""
+    text = plain_source.replace("import torch\n", "import os, torch\n", 1).replace(
+        "self.norm =", "self.late, self.early = (nn.Parameter(torch.ones(dim)) for _ in range(2))\n        self.norm ="
+    )
+    text = text.replace("return X +", "return X * (self.late if os.environ['RANK'] == '1' else self.early) +")
+    losses = []
+    for stage in (0, 1, 2):
+        go = part(replace(scale, steps=10, zero_stage=stage), f"stage-{stage}", text=text)
+        losses.append(run_ranks(2, go, tmp_path)[0]["losses"])
+    assert losses[1] == pytest.approx(losses[0], abs=TOLERANCE)
+    assert losses[2] == pytest.approx(losses[0], abs=TOLERANCE)
+
+
 def test_dropout_differs_between_ranks_and_a_resumed_training_draws_the_same(
     part: Part, source: str, scale: ScaleConfig, tmp_path: Path
 ) -> None:
