@@ -139,9 +139,14 @@ def test_search_is_pure() -> None:
 def test_the_controller_loads_no_torch() -> None:
     code = (
         "import sys; import asiarch_hpc.cli, asiarch_hpc.controller.local, asiarch_hpc.controller.slurm; "
-        "heavy = {'torch', 'lm_eval', 'zarr', 'h5py', 'numpy', 'pandas'} & set(sys.modules); "
+        "heavy = {'torch', 'deepspeed', 'lm_eval', 'zarr', 'h5py', 'numpy', 'pandas'} & set(sys.modules); "
         "sys.exit(f'loaded: {heavy}' if heavy else 0)"
     )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_training_of_one_process_loads_no_deepspeed() -> None:
+    code = "import sys; import jobs.train; sys.exit('deepspeed' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
