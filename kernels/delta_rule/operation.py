@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from kernels.delta_rule import chunked
 from kernels.operands import check_shapes, fused_allowed
+from kernels.packing import packed
 
 # The state of one head's step has to fit into a multiprocessor.
 _WIDEST = {torch.bfloat16: 256, torch.float16: 128, torch.float32: 128}
@@ -23,6 +26,7 @@ def delta_rule(
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
     normalise: bool = False,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T with a_t = exp(log_decay_t); o_t = scale S_t^T q_t.
 
@@ -42,18 +46,25 @@ def delta_rule(
         initial_state: [batch, heads, key, value] or None for zeros.
         chunk_size: tokens computed at once; changes speed and rounding only; the Triton kernels have their own.
         normalise: divides q and k by their lengths first, sqrt(sum of squares + 1e-6) in float32.
+        cu_seqlens: [sequences + 1] integers: the operands are one row of sequences laid end to end, sequence i from
+            cu_seqlens[i] up to cu_seqlens[i + 1], each computed as if it were alone; then there is one state a
+            sequence. They are computed in batches of similar length (`kernels.packing.packed`).
 
     Returns:
         o [batch, length, heads, value] in v's dtype, and the final state [batch, heads, key, value], float64 for
         float64 v and float32 otherwise. After a non-finite k, v, beta or log_decay all results of its head are nan.
 
     Raises:
-        ValueError: shapes that disagree, chunk_size below 1.
+        ValueError: shapes that disagree, chunk_size below 1, cu_seqlens that do not fit.
         TypeError: an operand that is not floating point.
     """
     operands = {
         "q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "initial_state": initial_state
     }  # fmt: skip
+    if cu_seqlens is not None:
+        run = partial(delta_rule, scale=scale, chunk_size=chunk_size, normalise=normalise)
+        out, last = packed("delta_rule", run, cu_seqlens, (q, k, v, beta, log_decay), initial_state)
+        return out, last
     if not _on_gpu(list(operands.values())):
         return chunked.delta_rule(
             q, k, v, beta, log_decay, scale=scale, initial_state=initial_state, chunk_size=chunk_size,

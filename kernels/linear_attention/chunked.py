@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from itertools import repeat
 from typing import Any, cast
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from kernels.chunks import causal_mask, join, onwards, pairwise_decay, split
 from kernels.operands import check_shapes, clamp_log_decay, quarantine, without_autocast, working_dtype
+from kernels.packing import packed
 
 AXES = {
     "q": "batch length heads key",
@@ -35,6 +37,7 @@ def linear_attention(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t.
 
@@ -52,15 +55,22 @@ def linear_attention(
         scale: of the output; key ** -0.5 by default.
         initial_state: [batch, heads, key, value] or None for zeros.
         chunk_size: tokens computed at once; changes speed and rounding only.
+        cu_seqlens: [sequences + 1] integers: the operands are one row of sequences laid end to end, sequence i from
+            cu_seqlens[i] up to cu_seqlens[i + 1], each computed as if it were alone; then there is one state a
+            sequence. They are computed in batches of similar length (`kernels.packing.packed`).
 
     Returns:
         o [batch, length, heads, value] in v's dtype, and the final state [batch, heads, key, value], float64 for
         float64 v and float32 otherwise. After a non-finite k, v or log_decay all results of its head are nan.
 
     Raises:
-        ValueError: shapes that disagree, chunk_size below 1.
+        ValueError: shapes that disagree, chunk_size below 1, cu_seqlens that do not fit.
         TypeError: an operand that is not floating point.
     """
+    if cu_seqlens is not None:
+        run = partial(linear_attention, bonus=bonus, scale=scale, chunk_size=chunk_size)
+        out, last = packed("linear_attention", run, cu_seqlens, (q, k, v, log_decay), initial_state)
+        return out, last
     size = check_operands(q, k, v, log_decay, bonus, initial_state)
     if chunk_size < 1:
         raise ValueError(f"linear_attention: chunk_size is {chunk_size}, expected at least 1")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from kernels.linear_attention.chunked import check_operands
-from kernels.operands import without_autocast, working_dtype
+from kernels.linear_attention.recurrent import step
+from kernels.operands import working_dtype
+from kernels.packing import one_by_one
 
 
 def linear_attention(
@@ -19,22 +24,20 @@ def linear_attention(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
+    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Same arguments and results as `kernels.linear_attention.linear_attention`; `chunk_size` has no effect."""
+    if cu_seqlens is not None:
+        run = partial(linear_attention, bonus=bonus, scale=scale)
+        out, last = one_by_one("linear_attention", run, cu_seqlens, (q, k, v, log_decay), initial_state)
+        return out, last
     size = check_operands(q, k, v, log_decay, bonus, initial_state)
     dtype = working_dtype(v)
-    scale = size["key"] ** -0.5 if scale is None else scale
     shape = (size["batch"], size["heads"], size["key"], size["value"])
     state = q.new_zeros(shape, dtype=dtype) if initial_state is None else initial_state.to(dtype)
     outputs = []
-    with without_autocast(v):
-        for t in range(size["length"]):
-            query, key, value = (x[:, t].to(dtype) for x in (q, k, v))
-            written = key.unsqueeze(-1) * value.unsqueeze(-2)
-            seen = None if bonus is None else state + bonus.to(dtype).unsqueeze(-1) * written
-            if log_decay is not None:
-                decay = log_decay[:, t].to(dtype).exp()
-                state = state * (decay[..., None, None] if decay.dim() == 2 else decay.unsqueeze(-1))
-            state = state + written
-            outputs.append(scale * torch.einsum("bhkv,bhk->bhv", state if seen is None else seen, query))
-    return torch.stack(outputs, 1).to(v.dtype), state
+    for t in range(size["length"]):
+        token = [None if x is None else x[:, t] for x in (q, k, v, log_decay)]
+        out, state = step(*cast(list[Tensor], token), state=state, bonus=bonus, scale=scale)
+        outputs.append(out)
+    return torch.stack(outputs, 1), state

@@ -1,5 +1,5 @@
 """First-order linear recurrence, channel by channel."""
 
-from kernels.linear_scan.chunked import linear_scan
+from kernels.linear_scan.operation import linear_scan
 
 __all__ = ["linear_scan"]

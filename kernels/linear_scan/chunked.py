@@ -13,23 +13,7 @@ from kernels.operands import check_shapes, working_dtype
 
 
 def linear_scan(x: Tensor, log_decay: Tensor) -> Tensor:
-    """h_t = exp(log_decay_t) h_{t-1} + x_t, from h_{-1} = 0.
-
-    The recurrence of S4D, S5 and RG-LRU layers and of exponential moving averages; parallel scan as in
-    Blelloch (1990), Hillis and Steele (1986).
-
-    Args:
-        x: [batch, length, dim].
-        log_decay: [batch, length, dim], or [dim] for a constant one; natural logarithms, at most 0 (-inf forgets
-            all).
-
-    Returns:
-        h [batch, length, dim] in x's dtype; computed in float32 (float64 for float64 x).
-
-    Raises:
-        ValueError: shapes that disagree.
-        TypeError: an operand that is not floating point.
-    """
+    """`kernels.linear_scan.linear_scan` on any device, by a parallel scan (Hillis and Steele 1986, Blelloch 1990)."""
     check_operands(x, log_decay)
     dtype = working_dtype(x)
     return _scan(x.to(dtype), log_decay.to(dtype).exp()).to(x.dtype)

@@ -6,15 +6,21 @@ import torch
 from torch import Tensor
 
 from kernels.linear_scan.chunked import check_operands
+from kernels.linear_scan.recurrent import step
 from kernels.operands import working_dtype
+from kernels.packing import one_by_one
 
 
-def linear_scan(x: Tensor, log_decay: Tensor) -> Tensor:
+def linear_scan(x: Tensor, log_decay: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
     """Same arguments and result as `kernels.linear_scan.linear_scan`."""
+    if cu_seqlens is not None:
+        constant = (log_decay,) if log_decay.dim() == 1 else ()
+        tokens = (x,) if constant else (x, log_decay)
+        return one_by_one("linear_scan", lambda *own: (linear_scan(*own, *constant),), cu_seqlens, tokens)[0]
     check_operands(x, log_decay)
-    dtype = working_dtype(x)
-    decay = log_decay.to(dtype).expand(x.shape).exp()
-    states = [x[:, 0].to(dtype)]
-    for t in range(1, x.shape[1]):
-        states.append(decay[:, t] * states[-1] + x[:, t].to(dtype))
-    return torch.stack(states, 1).to(x.dtype)
+    state = torch.zeros_like(x[:, 0], dtype=working_dtype(x))
+    outputs = []
+    for t in range(x.shape[1]):
+        h, state = step(x[:, t], log_decay if log_decay.dim() == 1 else log_decay[:, t], state=state)
+        outputs.append(h)
+    return torch.stack(outputs, 1)

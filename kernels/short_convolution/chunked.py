@@ -16,24 +16,7 @@ AXES = {"x": "batch length dim", "weight": "dim width", "bias": "dim"}
 def short_convolution(
     x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Literal["silu"] | None = None
 ) -> Tensor:
-    """y_t = activation(bias + sum_w weight_w x_{t - width + 1 + w}), channel by channel; x is zero before its start.
-
-    The convolution before the mixer of H3 (arXiv 2212.14052), Mamba (arXiv 2312.00752) and DeltaNet
-    (arXiv 2406.06484). The last weight is the current token's. Its cost grows with the width.
-
-    Args:
-        x: [batch, length, dim].
-        weight: [dim, width].
-        bias: [dim] or None.
-        activation: "silu" or None.
-
-    Returns:
-        y [batch, length, dim] in x's dtype; computed in float32 (float64 for float64 x).
-
-    Raises:
-        ValueError: shapes that disagree, another activation.
-        TypeError: an operand that is not floating point.
-    """
+    """`kernels.short_convolution.short_convolution` on any device."""
     check_operands(x, weight, bias, activation)
     dtype, length, width = working_dtype(x), x.shape[1], weight.shape[1]
     padded = F.pad(x.to(dtype), (0, 0, width - 1, 0))
@@ -50,5 +33,10 @@ def check_operands(x: Tensor, weight: Tensor, bias: Tensor | None, activation: s
     """Raises for shapes that disagree and for an unknown activation."""
     operands = {"x": x, "weight": weight, "bias": bias}
     check_shapes("short_convolution", **{name: (operands[name], AXES[name]) for name in AXES})
+    check_activation(activation)
+
+
+def check_activation(activation: str | None) -> None:
+    """Raises for an unknown one."""
     if activation not in (None, "silu"):
         raise ValueError(f"short_convolution: activation is {activation!r}, expected 'silu' or None")

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.operands import fused_allowed
+from kernels.packing import packed
 from kernels.short_convolution import chunked
 
 _WIDEST = 8
@@ -15,7 +16,12 @@ _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def short_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Literal["silu"] | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: Literal["silu"] | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
 ) -> Tensor:
     """y_t = activation(bias + sum_w weight_w x_{t - width + 1 + w}), channel by channel; x is zero before its start.
 
@@ -28,14 +34,20 @@ def short_convolution(
         weight: [dim, width].
         bias: [dim] or None.
         activation: "silu" or None.
+        cu_seqlens: [sequences + 1] integers: x is one row of sequences laid end to end, sequence i from cu_seqlens[i]
+            up to cu_seqlens[i + 1], each computed as if it were alone (`kernels.packing.packed`).
 
     Returns:
         y [batch, length, dim] in x's dtype; computed in float32 (float64 for float64 x).
 
     Raises:
-        ValueError: shapes that disagree, another activation.
+        ValueError: shapes that disagree, another activation, cu_seqlens that do not fit.
         TypeError: an operand that is not floating point.
     """
+    if cu_seqlens is not None:
+        return packed(
+            "short_convolution", lambda own: (short_convolution(own, weight, bias, activation),), cu_seqlens, (x,)
+        )[0]
     chunked.check_operands(x, weight, bias, activation)
     # The kernels count within a sequence in 32 bits.
     small = x.shape[1] * max(x.stride(1), x.shape[2]) < 2**31

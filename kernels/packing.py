@@ -1,0 +1,127 @@
+"""Several sequences laid end to end in one row, as flash-linear-attention packs them (`cu_seqlens`)."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+Tokens = Sequence[Tensor | None]
+Run = Callable[..., tuple[Tensor, ...]]
+
+
+def packed(
+    operation: str, run: Run, cu_seqlens: Tensor, tokens: Tokens, initial_state: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """Runs an operation on each packed sequence as if it were alone: nothing crosses, not nan either.
+
+    Sequences between two powers of two in length become one batch, filled up with zeros at their ends, so that less
+    than half of what is computed is filling and there are at most log2(longest) + 1 runs. The offsets are read on the
+    host, which waits for a device once.
+
+    Args:
+        operation: name for messages.
+        run: from the operands `tokens` as [sequences, length, ...], and `initial_state` where one is given, to a
+            result a token [sequences, length, ...] and then results a sequence [sequences, ...]. Zeros after the end of
+            a sequence must not change what it gives for the sequence.
+        cu_seqlens: [sequences + 1] integers, where each sequence begins, and the total length.
+        tokens: [1, total length, ...] or None, each.
+        initial_state: [sequences, ...] or None.
+
+    Returns:
+        As `run`, the first one as [1, total length, ...].
+
+    Raises:
+        ValueError: offsets that do not rise from 0 to the total length; a batch of more than one row.
+        TypeError: offsets that are no integers.
+    """
+    offsets = _offsets(operation, cu_seqlens, tokens, initial_state)
+    alike: dict[int, list[int]] = defaultdict(list)
+    for sequence, size in enumerate(offsets.diff().tolist()):
+        alike[(size - 1).bit_length()].append(sequence)
+    results: list[tuple[Tensor, ...]] = []
+    rows: list[Tensor] = []
+    for members in alike.values():
+        begin, size = offsets[:-1][members, None], offsets.diff()[members, None]
+        step = torch.arange(int(size.max()))
+        inside = step < size
+        rows.append((begin + step)[inside])
+        device = cu_seqlens.device
+        source, place = rows[-1].to(device), inside.flatten().nonzero().flatten().to(device)
+        spread = [None if x is None else _spread(x[0], source, place, inside.shape) for x in tokens]
+        first, *others = run(*spread, **({} if initial_state is None else {"initial_state": initial_state[members]}))
+        results.append((first.flatten(0, 1).index_select(0, place), *others))
+    sequences = torch.tensor([sequence for members in alike.values() for sequence in members])
+    orders = [torch.cat(rows).argsort(), *[sequences.argsort()] * (len(results[0]) - 1)]
+    merged = [
+        torch.cat(parts).index_select(0, order.to(cu_seqlens.device))
+        for parts, order in zip(zip(*results, strict=True), orders, strict=True)
+    ]
+    return merged[0].unsqueeze(0), *merged[1:]
+
+
+def one_by_one(
+    operation: str, run: Run, cu_seqlens: Tensor, tokens: Tokens, initial_state: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """What `packed` computes, by definition: one run a sequence."""
+    offsets = _offsets(operation, cu_seqlens, tokens, initial_state).tolist()
+    results = []
+    for i, (begin, end) in enumerate(pairwise(offsets)):
+        own = [None if x is None else x[:, begin:end] for x in tokens]
+        results.append(run(*own, **({} if initial_state is None else {"initial_state": initial_state[i : i + 1]})))
+    first, *others = zip(*results, strict=True)
+    return torch.cat(first, 1), *(torch.cat(parts) for parts in others)
+
+
+def offsets_of(documents: Tensor) -> Tensor:
+    """Offsets of all documents, for rows laid end to end, `x.flatten(0, 1).unsqueeze(0)`.
+
+    Args:
+        documents: [batch, length] integers, which of its row's documents a token is of; a document is one run of
+            equal ones. (Padding, marked alike, counts as one.)
+
+    Returns:
+        [all documents + 1] int64.
+    """
+    begins = first_tokens(documents).flatten().nonzero().flatten()
+    return torch.cat((begins, begins.new_tensor([documents.numel()])))
+
+
+def first_tokens(documents: Tensor) -> Tensor:
+    """[batch, length] bool, true where a document begins; where an operation decays, -inf there keeps documents
+    apart, except from nan."""
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    return begins
+
+
+def _offsets(operation: str, cu_seqlens: Tensor, tokens: Tokens, initial_state: Tensor | None) -> Tensor:
+    """On the host, checked."""
+    if cu_seqlens.is_floating_point() or cu_seqlens.is_complex() or cu_seqlens.dtype == torch.bool:
+        raise TypeError(f"{operation}: cu_seqlens has dtype {cu_seqlens.dtype}, expected integers")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2:
+        raise ValueError(f"{operation}: cu_seqlens has shape {list(cu_seqlens.shape)}, expected [sequences + 1]")
+    offsets = cu_seqlens.detach().to("cpu", torch.int64)
+    found = {tuple(x.shape[:2]) for x in tokens if x is not None}
+    if found != {(1, int(offsets[-1]))}:
+        raise ValueError(
+            f"{operation}: with cu_seqlens up to {int(offsets[-1])} operands have [batch, length] of {sorted(found)}, "
+            f"expected (1, {int(offsets[-1])})"
+        )
+    if int(offsets[0]) != 0 or not bool((offsets.diff() > 0).all()):
+        raise ValueError(f"{operation}: cu_seqlens is {offsets.tolist()}, expected numbers that rise from 0")
+    if initial_state is not None and len(initial_state) != len(offsets) - 1:
+        raise ValueError(
+            f"{operation}: initial_state has {len(initial_state)} rows, expected one for each of the "
+            f"{len(offsets) - 1} sequences"
+        )
+    return offsets
+
+
+def _spread(x: Tensor, source: Tensor, place: Tensor, shape: torch.Size) -> Tensor:
+    """Tokens `source` of x [length, ...] at the places of a batch of zeros [*shape, ...]."""
+    filled = x.new_zeros(shape.numel(), *x.shape[1:]).index_copy(0, place, x.index_select(0, source))
+    return filled.view(*shape, *x.shape[1:])
