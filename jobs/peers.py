@@ -27,19 +27,19 @@ def peers(space: Workspace, identifier: str, trial: str, reference: str | None) 
         return None
     scale = space.config.scale
     seeds = [f"{scale.name}-s{seed}" for seed in space.config.baselines.seeds]
-    columns = [
-        read_curves(folder.curves)
-        for name in seeds
-        if (folder := space.layout.experiment(reference).trial(name)).curves.exists()
-    ]
+    trials = [space.layout.experiment(reference).trial(name) for name in seeds]
+    trained = [folder for folder in trials if folder.curves.exists()]
+    columns = [read_curves(folder.curves) for folder in trained]
     if not columns:
         return None
+    devices = {read_json(folder.record)["device"] for folder in trained if folder.record.exists()}
     steps = min(len(column["loss"]) for column in columns)
     losses = [sum(float(column["loss"][step]) for column in columns) / len(columns) for step in range(steps)]
     seconds = [float(value) for column in columns for value in column["step_seconds"]]
     return Peers(
         losses,
         statistics.median(seconds),
+        device=devices.pop() if len(devices) == 1 else "",
         limits=_limits(space, identifier, trial, seeds),
         window=early_stopping.window_steps(scale.steps, space.config.search.early_stopping),
     )

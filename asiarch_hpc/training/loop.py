@@ -138,8 +138,9 @@ def train(
     ):
         model = _build(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed)
         torch.manual_seed(seed)
+        engine = _engine(model, scale, engine_name, world, seed)
         run = _Run(
-            engine=_engine(model, scale, engine_name, world, seed),
+            engine=engine,
             batches=Batches(
                 corpus.train,
                 length=scale.length,
@@ -158,6 +159,7 @@ def train(
                 peers=peers,
                 leak_margin=scale.leak_stop,
                 slow_multiple=scale.step_multiple_limit,
+                device=engine.device,
             ),
         )
         finished = run.go(on_metrics, should_stop)

@@ -23,13 +23,15 @@ class Peers:
 
     Attributes:
         losses: the reference baseline's mean loss at each step.
-        step_seconds: its median seconds of a step.
+        step_seconds: its median seconds of a step, each like the others on `device`.
+        device: where; empty where its trials had different ones.
         limits: rung step -> nats per token that the mean loss of the last `window` steps must be below.
         window: steps.
     """
 
     losses: Sequence[float]
     step_seconds: float
+    device: str = ""
     limits: Mapping[int, float] = field(default_factory=dict)
     window: int = 1
 
@@ -56,7 +58,8 @@ class Monitor:
         peers: how others trained, None for the baselines themselves. A rung soon after a start, before its window is
             full, is passed over.
         leak_margin: a loss this share below the peers' over twenty steps can only know the next token.
-        slow_multiple: a step may take this many times the peers'; 0 for no such limit.
+        slow_multiple: a step may take this many times the peers', on the same device; 0 for no such limit.
+        device: of this training.
     """
 
     def __init__(
@@ -67,12 +70,13 @@ class Monitor:
         peers: Peers | None = None,
         leak_margin: float = 0.0,
         slow_multiple: float = 0.0,
+        device: str = "",
     ) -> None:
         self._loss_limit = loss_limit
         self._step_seconds_limit = step_seconds_limit
         self._peers = peers
         self._leak_margin = leak_margin
-        self._slow_multiple = slow_multiple
+        self._slow_multiple = slow_multiple if peers is not None and peers.device == device else 0.0
         self._seconds: deque[float] = deque(maxlen=_SPEED_WINDOW)
         self._losses: deque[float] = deque(maxlen=_LOSS_WINDOW)
         self._rung_losses: deque[float] = deque(maxlen=peers.window if peers else 1)

@@ -54,11 +54,13 @@ def test_the_cause_survives_a_process_boundary() -> None:
     assert (again.cause, str(again)) == ("diverged", "step 3: …")
 
 
-def beside(losses: list[float], *, seconds: float = 0.1) -> int:
+def beside(losses: list[float], *, seconds: float = 0.1, device: str = "cpu") -> int:
     """Steps that a training with these losses is let go beside a baseline that falls from 6 to 4 nats."""
     baseline = [6.0 - 2.0 * step / 100 for step in range(100)]
-    peers = Peers(baseline, step_seconds=0.1)
-    monitor = Monitor(loss_limit=20.0, step_seconds_limit=9.0, peers=peers, leak_margin=0.3, slow_multiple=3.0)
+    peers = Peers(baseline, step_seconds=0.1, device="cpu")
+    monitor = Monitor(
+        loss_limit=20.0, step_seconds_limit=9.0, peers=peers, leak_margin=0.3, slow_multiple=3.0, device=device
+    )
     for step, loss in enumerate(losses, 1):
         monitor.check(step, loss=loss, gradient_norm=1.0, seconds=seconds)
     return len(losses)
@@ -80,6 +82,10 @@ def test_three_times_the_baselines_step_is_too_slow() -> None:
         beside([5.0] * 100, seconds=0.31)
     assert stopped.value.cause == "too_slow"
     assert beside([5.0] * 100, seconds=0.29) == 100
+
+
+def test_other_hardware_is_not_compared() -> None:
+    assert beside([5.0] * 100, seconds=0.31, device="another") == 100
 
 
 def test_a_loss_that_is_not_below_its_rung_stops_there_and_nowhere_else() -> None:
