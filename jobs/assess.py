@@ -17,7 +17,8 @@ from asiarch_hpc.store.experiments import read_experiment
 from asiarch_hpc.store.files import read_json, write_json, write_text
 from jobs.casefiles import CaseFiles
 from jobs.entry import Attempt
-from jobs.team import Team, collect_exchanges, drop_transcripts, open_team, read_rows, rows_text
+from jobs.team import Team, open_team
+from jobs.transcripts import collect_exchanges, drop_transcripts, read_rows, rows_text
 from jobs.workspace import Workspace
 
 

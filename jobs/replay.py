@@ -25,7 +25,7 @@ from asiarch_hpc.store.layout import ExperimentLayout, RunLayout
 from jobs import assess, debug, research
 from jobs.casefiles import CaseFiles
 from jobs.entry import Attempt
-from jobs.team import exchanges_of, read_rows
+from jobs.transcripts import exchanges_of, read_rows
 from jobs.workspace import Workspace
 
 

@@ -12,7 +12,7 @@ from asiarch_hpc.records import Experiment, GateReport, Json, from_json, to_json
 from asiarch_hpc.store.experiments import read_experiment, write_experiment
 from asiarch_hpc.store.files import read_json
 from jobs.entry import Attempt
-from jobs.team import collect_exchanges, drop_transcripts, rows_text
+from jobs.transcripts import collect_exchanges, drop_transcripts, rows_text
 
 
 def store(

@@ -130,52 +130,6 @@ def _time_left(config: Config, kind: JobKind) -> Callable[[], float]:
     return lambda: end - time.monotonic()
 
 
-def collect_exchanges(layout: RunLayout, work: str, rows: Sequence[Json]) -> list[Json]:
-    """The exchanges of earlier attempts at the same work, then this one's."""
-    own = {row["token"] for row in rows}
-    earlier = [row for path in _transcripts(layout, work) for row in read_rows(path) if row.get("token") not in own]
-    return [*earlier, *rows]
-
-
-def drop_transcripts(layout: RunLayout, work: str) -> None:
-    """Removes the live transcripts of work whose exchanges are kept with its experiment."""
-    for path in _transcripts(layout, work):
-        path.unlink(missing_ok=True)
-
-
-def read_rows(path: Path) -> list[Json]:
-    """Rows of a transcript; a line torn by a kill is left out."""
-    rows = []
-    if path.exists():
-        for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(ValueError):
-                rows.append(json.loads(line))
-    return rows
-
-
-def rows_text(rows: Sequence[Json]) -> str:
-    """The content of `agents.jsonl`."""
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def exchanges_of(rows: Sequence[Json]) -> list[Exchange]:
-    """The exchanges of a transcript's last attempt, for a replay.
-
-    Raises:
-        RecordError: a row is none.
-    """
-    last = rows[-1]["token"] if rows else ""
-    names = {field.name for field in dataclasses.fields(Exchange)}
-    try:
-        return [
-            Exchange(**{name: value for name, value in row.items() if name in names})
-            for row in rows
-            if row["token"] == last and "known" not in row
-        ]
-    except (TypeError, KeyError) as error:
-        raise RecordError(f"agents.jsonl: not the exchanges of a job: {error!r}") from error
-
-
 def server_directory(layout: RunLayout, agents: AgentsConfig) -> Callable[..., list[Endpoint]]:
     """Where servers are now: those of the configuration, or those of the run that were seen lately."""
 
@@ -208,10 +162,6 @@ def _one(endpoints: Sequence[Endpoint]) -> str:
     if not endpoints:
         raise NoServerError("no server of embeddings is up; look into the run's services/, or at agents.endpoints")
     return endpoints[0].url
-
-
-def _transcripts(layout: RunLayout, work: str) -> list[Path]:
-    return sorted(layout.transcripts.glob(f"{work}.*.jsonl"))
 
 
 @contextlib.contextmanager
