@@ -1,8 +1,9 @@
 """Compiled kernels that the jobs of a run share, so that a training reaches its first step quickly.
 
-A training compiles into a folder of its own on the node's disk. What it leaves there is packed into one file, named
-after its design. A later training begins with the files of the reference baseline, whose source is ours, and of its
-own design: never with what another candidate's code could have written.
+A training compiles into a folder of its own on the node's disk. What a baseline leaves there is packed into one file,
+named after it; its source is ours. Baselines begin with their own files, candidates with the reference baseline's.
+What a candidate's code could have written is never kept: through it a design would carry what it learned from one
+training into another, or into its evaluation beside the weights that were hashed (truth rule 1).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import os
 import tarfile
 import tempfile
-from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
@@ -21,20 +22,17 @@ def environment(folder: Path) -> dict[str, str]:
     return {name: str(folder / part) for name, part in FOLDERS.items()}
 
 
-def unpack(archives: Path, designs: Sequence[str | None], folder: Path) -> None:
-    """Puts what earlier trainings of these designs compiled into `folder`; what is missing or damaged is left out."""
+def unpack(archives: Path, baseline: str, folder: Path) -> None:
+    """Puts what an earlier training of a baseline compiled into `folder`; nothing where that is missing or damaged."""
     folder.mkdir(parents=True, exist_ok=True)
-    for design in dict.fromkeys(filter(None, designs)):
-        try:
-            with tarfile.open(archives / f"{design}.tar") as archive:
-                archive.extractall(folder, filter="data")
-        except (OSError, tarfile.TarError):
-            continue  # it is compiled again
+    # What cannot be read is compiled again.
+    with suppress(OSError, tarfile.TarError), tarfile.open(archives / f"{baseline}.tar") as archive:
+        archive.extractall(folder, filter="data")
 
 
-def pack(folder: Path, archives: Path, design: str) -> None:
-    """Keeps what a training of `design` compiled, unless an earlier one did. A full disk is no reason to fail."""
-    target = archives / f"{design}.tar"
+def pack(folder: Path, archives: Path, baseline: str) -> None:
+    """Keeps what a training of a baseline compiled, unless an earlier one did. A full disk is no reason to fail."""
+    target = archives / f"{baseline}.tar"
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     if target.exists() or not files:
         return

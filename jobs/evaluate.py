@@ -42,11 +42,13 @@ def evaluate_trial(
     gate: GateReport,
     seed: int,
     weights_sha256: str,
+    reference: str | None,
 ) -> Evaluation:
     """Evaluates the weights that a trial's training left.
 
     Args:
         weights_sha256: of these weights, as the training told it.
+        reference: the baseline whose compiled kernels the evaluation begins with; None: the design is a baseline.
 
     Raises:
         EvaluationError: the weights get no score; the message says why.
@@ -58,7 +60,7 @@ def evaluate_trial(
         attempt=attempt.token,
         weights=trial_weights(trial),
         expected_sha256=weights_sha256,
-        serve=functools.partial(_serve, space, source, gate, seed, design=trial.root.parent.parent.name),
+        serve=functools.partial(_serve, space, source, gate, seed, baseline=reference or trial.root.parent.parent.name),
         tokenizer=corpus.tokenizer,
         vocab=corpus.vocab,
         heldout_texts=lambda: corpus.heldout_texts,
@@ -76,11 +78,11 @@ def trial_weights(trial: TrialLayout) -> Path:
 
 @contextlib.contextmanager
 def _serve(
-    space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None, *, design: str | None = None
+    space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None, *, baseline: str = ""
 ) -> Iterator[ServedModel]:
     """The trained weights, or fresh ones: the blocks in a confined process, the final norm and the head in this one.
 
-    The process begins with the kernels that a training of `design` compiled.
+    The process begins with the kernels that a training of `baseline` compiled, if one is named.
     """
     resources = space.config.executor.train
     scale, vocab, config = space.config.scale, space.corpus.vocab, space.config.evaluation
@@ -111,7 +113,7 @@ def _serve(
     with tempfile.TemporaryDirectory(prefix="asiarch-serve-") as scratch, contextlib.ExitStack() as processes:
         kernels = Path(scratch) / "kernels"
         if gpu:
-            compiled.unpack(space.compiled, (design,), kernels)
+            compiled.unpack(space.compiled, baseline, kernels)
 
         def isolate() -> None:
             with open(os.devnull, "w") as silence:  # what a design prints is no part of the job's log

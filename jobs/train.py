@@ -84,7 +84,7 @@ def run(attempt: Attempt, arguments: Json) -> Json:
             training.run()
             return {}
         outcome = _train(training)
-        evaluation = _evaluate(attempt, space, trial, source, gate, seed, outcome)
+        evaluation = _evaluate(training, outcome)
     except FailedTrialError as error:
         if attempt.rank > 0:
             raise
@@ -170,17 +170,18 @@ def _left_by_training(path: Path, limit: int | None) -> bool:
     return not path.is_symlink() and path.is_file() and (limit is None or path.stat().st_size <= limit)
 
 
-def _evaluate(
-    attempt: Attempt,
-    space: Workspace,
-    trial: TrialLayout,
-    source: str,
-    gate: GateReport,
-    seed: int,
-    outcome: dict[str, Any],
-) -> Evaluation:
+def _evaluate(training: Training, outcome: dict[str, Any]) -> Evaluation:
     try:
-        return evaluate_trial(attempt, space, trial, source, gate, seed, outcome["weights_sha256"])
+        return evaluate_trial(
+            training.attempt,
+            training.space,
+            training.trial,
+            training.source,
+            training.gate,
+            training.seed,
+            outcome["weights_sha256"],
+            training.reference,
+        )
     except EvaluationError as error:
         raise FailedTrialError("evaluation", "refused", str(error)) from error
 
