@@ -23,7 +23,8 @@ from asiarch_hpc.training.corpus import Corpus
 from asiarch_hpc.training.data import Batch, Batches
 from asiarch_hpc.training.deepspeed_engine import DeepSpeedEngine, choose_engine
 from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine, choose_device
-from asiarch_hpc.training.monitor import Monitor, Peers, TrainingStoppedError
+from asiarch_hpc.training.micro_batch import is_out_of_memory
+from asiarch_hpc.training.monitor import Cause, Monitor, Peers, TrainingStoppedError
 from asiarch_hpc.training.prefetch import Prefetcher
 from asiarch_hpc.training.schedule import learning_rate
 from asiarch_hpc.training.world import World, is_lost_peer
@@ -308,9 +309,7 @@ class _Run:
         except (Exception, SystemExit) as error:  # the design's code may do anything
             if self._world.size > 1 and is_lost_peer(error):
                 raise PeerLostError(f"step {step + 1}: {error}") from error
-            raise TrainingStoppedError(
-                "design_error", f"step {step + 1}: {type(error).__name__}: {error}{_own_frames(error)}"
-            ) from error
+            raise _stopped(f"step {step + 1}", error) from error
 
     def _count(self, loss: float, tokens: int, seconds: float) -> None:
         progress = self.progress
@@ -345,10 +344,7 @@ def _build(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, depth: 
     try:
         return build_model(source, vocab=corpus.vocab, scale=scale, dim=dim, depth=depth, seed=seed)
     except (Exception, SystemExit) as error:  # the design's code may do anything
-        raise TrainingStoppedError(
-            "design_error",
-            f"building at dim={dim}, depth={depth}: {type(error).__name__}: {error}{_own_frames(error)}",
-        ) from error
+        raise _stopped(f"building at dim={dim}, depth={depth}", error) from error
 
 
 def _engine(model: LanguageModel, scale: ScaleConfig, name: str, world: World, seed: int) -> Engine:
@@ -357,9 +353,12 @@ def _engine(model: LanguageModel, scale: ScaleConfig, name: str, world: World, s
     except (ConfigError, TrainingStoppedError, PeerLostError):
         raise
     except (Exception, SystemExit) as error:  # it runs the design to measure its memory
-        raise TrainingStoppedError(
-            "design_error", f"the first pass: {type(error).__name__}: {error}{_own_frames(error)}"
-        ) from error
+        raise _stopped("the first pass", error) from error
+
+
+def _stopped(when: str, error: BaseException) -> TrainingStoppedError:
+    cause: Cause = "out_of_memory" if is_out_of_memory(error) else "design_error"
+    return TrainingStoppedError(cause, f"{when}: {type(error).__name__}: {error}{_own_frames(error)}")
 
 
 def _own_frames(error: BaseException) -> str:

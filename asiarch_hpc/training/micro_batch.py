@@ -131,9 +131,9 @@ def _peak_bytes(run_pass: Callable[[int], None], device: torch.device) -> Callab
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's memory ran out; libraries below torch say so in words only."""
-    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation")
-    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
+    """Whether memory ran out, a device's or the host's; libraries below torch say so in words only."""
+    words = ("out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "cudaErrorMemoryAllocation", "can't allocate memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
 def _empty(device: torch.device) -> None:

@@ -170,6 +170,8 @@ train(Path({str(tmp_path / "design.py")!r}).read_text(), scale=ScaleConfig(**{as
         ("mean = ", "raise SystemExit(3) ; mean = ", "design_error", "SystemExit: 3"),
         ("self.norm = ", "raise KeyError('no') ; self.norm = ", "design_error", "building at dim=16, depth=2: .*'no'"),
         ("class Block", "class Blok", "design_error", "Blok"),
+        ("mean = ", "torch.empty(2**60) ; mean = ", "out_of_memory", "step 1: RuntimeError: .*allocate memory"),
+        ("mean = ", "raise torch.OutOfMemoryError('CUDA') ; mean = ", "out_of_memory", "step 1: OutOfMemoryError"),
         ("return X +", "return X * float('inf') +", "non_finite_loss", "step 1: the loss is nan"),
         ("return X +", "return X.sign() * (X * 0).abs().sqrt() +", "non_finite_loss", "gradient norm is nan"),
     ],
