@@ -34,7 +34,7 @@ class StopRequestedError(Exception):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit code: 0 done, 1 an error that its message explains, 130 interrupted."""
-    options = _parser().parse_args(arguments)
+    options = _parse(arguments)
     try:
         code: int = options.command(options)
         return code
@@ -292,6 +292,18 @@ def _existing(options: argparse.Namespace) -> tuple[RunLayout, Config]:
 
 def _request_stop(number: int, frame: FrameType | None) -> None:
     raise StopRequestedError(f"received {signal.Signals(number).name}")
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The command's options; overrides may stand anywhere behind the command, where argparse alone wants them in one
+    piece, and behind a paper or a file not after an option."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if unknown := [word for word in rest if word.startswith("-") or "=" not in word or "overrides" not in options]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:
