@@ -19,13 +19,14 @@ from asiarch_hpc.errors import (
     DesignError,
     EvaluationError,
     PeerLostError,
+    RecordError,
     StoppedError,
     StoreError,
     TrainingError,
 )
-from asiarch_hpc.records import Evaluation, GateReport, Json, TrialRecord, to_json
+from asiarch_hpc.records import Evaluation, GateReport, Json, TrialRecord, from_json, to_json
 from asiarch_hpc.store.curves import write_curves
-from asiarch_hpc.store.files import json_bytes, write_json
+from asiarch_hpc.store.files import json_bytes, read_json, write_json
 from asiarch_hpc.store.layout import TrialLayout
 from jobs.entry import Attempt
 from jobs.evaluate import evaluate_trial, trial_weights
@@ -63,6 +64,8 @@ def run(attempt: Attempt, arguments: Json) -> Json:
     identifier, name, seed = arguments["experiment"], arguments["trial"], arguments["seed"]
     reference = arguments.get("reference")
     trial = attempt.layout.experiment(identifier).trial(name)
+    if (payload := _finished(trial, keep_weights=space.config.scale.keep_weights)) is not None:
+        return payload
     trial.root.mkdir(parents=True, exist_ok=True)
     _, source = space.design(identifier)
     gate = space.gate_report(identifier)
@@ -191,10 +194,30 @@ def _finish(trial: TrialLayout, record: TrialRecord, evaluation: Evaluation, *, 
     _keep_curves(trial)
     write_json(trial.record, to_json(record))
     write_json(trial.evaluation, to_json(evaluation))
+    _tidy(trial, keep_weights=keep_weights)
+
+
+def _tidy(trial: TrialLayout, *, keep_weights: bool) -> None:
     trial.metrics.unlink(missing_ok=True)
-    if keep_weights:
+    if keep_weights and trial_weights(trial).exists():
         trial_weights(trial).rename(trial.weights)
     shutil.rmtree(trial.live, ignore_errors=True)
+
+
+def _finished(trial: TrialLayout, *, keep_weights: bool) -> Json | None:
+    """The payload of an attempt that died behind its records and before its message; None: there is work to do."""
+    if not (trial.record.exists() and trial.evaluation.exists()):
+        return None
+    try:
+        record = from_json(TrialRecord, read_json(trial.record), source=str(trial.record))
+        content = read_json(trial.evaluation)
+        evaluation = from_json(Evaluation, content, source=str(trial.evaluation))
+    except RecordError:
+        return None
+    if hashlib.sha256(json_bytes(content)).hexdigest() != record.evaluation_sha256:
+        return None
+    _tidy(trial, keep_weights=keep_weights)
+    return {"trial": to_json(record), "evaluation": to_json(evaluation)}
 
 
 def _keep_curves(trial: TrialLayout) -> None:
