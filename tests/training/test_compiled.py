@@ -44,7 +44,8 @@ def test_what_a_candidates_code_wrote_is_not_kept(
 ) -> None:
     """Else a design would carry what it learned into its next training, and into its evaluation."""
     monkeypatch.setattr(training, "uses_gpu", lambda device, sandbox: True)
-    write = "os.makedirs(os.environ['TRITON_CACHE_DIR'], exist_ok=True); open(os.path.join(os.environ['TRITON_CACHE_DIR'], 'state'), 'w').write('learned')"
+    folder = "os.environ['TRITON_CACHE_DIR']"
+    write = f"os.makedirs({folder}, exist_ok=True); open({folder} + '/state', 'w').write('learned')"
     text = trials.SOURCE.replace("import torch\n", "import os, torch\n", 1)
     text = text.replace("        h = self.norm(X)", f"        {write}\n        h = self.norm(X)")
     layout, identifier = trials.one_design(tmp_path, "scale.steps=2", "scale.warmup_steps=1", source=text)
