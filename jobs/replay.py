@@ -7,6 +7,7 @@ come from `agents.jsonl`.
 
 from __future__ import annotations
 
+import dataclasses
 import mmap
 import os
 import tempfile
@@ -25,7 +26,7 @@ from asiarch_hpc.store.layout import ExperimentLayout, RunLayout
 from jobs import assess, debug, research
 from jobs.casefiles import CaseFiles
 from jobs.entry import Attempt
-from jobs.transcripts import exchanges_of, read_rows
+from jobs.transcripts import read_rows
 from jobs.workspace import Workspace
 
 
@@ -103,7 +104,7 @@ def _assessment(layout: RunLayout, record: Experiment, folder: ExperimentLayout)
 
 
 def _speaker(rows: Sequence[Json]) -> Callable[..., Transcript]:
-    exchanges = exchanges_of(rows)
+    exchanges = _exchanges_of(rows)
 
     def make(record: Callable[[Exchange], None]) -> Transcript:
         return Transcript(exchanges, record)
@@ -191,3 +192,21 @@ def _compare(old: ExperimentLayout, new: ExperimentLayout, work: str) -> Iterato
         elif path.exists():
             read = readers.get(path)
             yield Compared(path.name, read(old) == read(new) if read else path.read_bytes() == twin.read_bytes())
+
+
+def _exchanges_of(rows: Sequence[Json]) -> list[Exchange]:
+    """The exchanges of a transcript's last attempt, for a replay.
+
+    Raises:
+        RecordError: a row is none.
+    """
+    last = rows[-1]["token"] if rows else ""
+    names = {field.name for field in dataclasses.fields(Exchange)}
+    try:
+        return [
+            Exchange(**{name: value for name, value in row.items() if name in names})
+            for row in rows
+            if row["token"] == last and "known" not in row
+        ]
+    except (TypeError, KeyError) as error:
+        raise RecordError(f"agents.jsonl: not the exchanges of a job: {error!r}") from error

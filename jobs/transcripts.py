@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from asiarch_hpc.agents.exchange import Exchange
-from asiarch_hpc.errors import RecordError
 from asiarch_hpc.records import Json
 from asiarch_hpc.store.layout import RunLayout
 
@@ -40,24 +37,6 @@ def read_rows(path: Path) -> list[Json]:
 def rows_text(rows: Sequence[Json]) -> str:
     """The content of `agents.jsonl`."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def exchanges_of(rows: Sequence[Json]) -> list[Exchange]:
-    """The exchanges of a transcript's last attempt, for a replay.
-
-    Raises:
-        RecordError: a row is none.
-    """
-    last = rows[-1]["token"] if rows else ""
-    names = {field.name for field in dataclasses.fields(Exchange)}
-    try:
-        return [
-            Exchange(**{name: value for name, value in row.items() if name in names})
-            for row in rows
-            if row["token"] == last and "known" not in row
-        ]
-    except (TypeError, KeyError) as error:
-        raise RecordError(f"agents.jsonl: not the exchanges of a job: {error!r}") from error
 
 
 def _transcripts(layout: RunLayout, work: str) -> list[Path]:
