@@ -31,6 +31,9 @@ data: env ## the corpus of a configuration, with all cores: make data CONFIG=fil
 test: env ## all tests; those on a real Slurm start one (as root; elsewhere they say why they skip)
 	@$(BIN)/python -m pytest --ignore=tests/vllm -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
 
+test-gpu: env ## the tests that need a GPU
+	@$(BIN)/python -m pytest -n 0 --ignore=tests/vllm -m gpu $(ARGS)
+
 test-vllm: env $(VLLM)/ready ## the tests with a real vLLM on CPU (an environment of its own, 2 GB)
 	@$(BIN)/python -m pytest tests/vllm $(ARGS)
 
