@@ -1,0 +1,75 @@
+"""The linear recurrence on a GPU."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from kernels.linear_scan import triton_kernels
+from kernels.linear_scan.operation import KEPT_EVERY
+
+# Of channels, for each thread.
+_BYTES = 4
+# Programs, each one warp, that keep the memory busy; for fewer, sequences are cut into segments, which are read twice.
+_PROGRAMS = 1024
+_LEAST_TOKENS, _MOST_SEGMENTS = 128, 64
+
+
+def forward(x: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
+    """h [batch, length, dim], and float32 states for `backward`; log_decay [batch, length, dim] or [dim]."""
+    batch, length, dim = x.shape
+    x, log_decay = _with_adjacent_channels(x), _with_adjacent_channels(log_decay)
+    h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    kept = torch.empty(batch, -(-length // KEPT_EVERY), dim, dtype=torch.float32, device=x.device)
+    segments, tokens, channels = _sizes(x)
+    grid = (batch * segments * -(-dim // channels),)
+    sizes = (length, dim, x.stride(0), x.stride(1), *_strides(log_decay))
+    options = {"segments": segments, "tokens": tokens, "BLOCK": KEPT_EVERY, "BD": channels, "num_warps": 1}
+    ends, totals = torch.empty(2, batch, segments, dim, dtype=torch.float32, device=x.device)
+    if segments > 1:
+        triton_kernels.ends_kernel[grid](x, log_decay, ends, totals, *sizes, REVERSE=False, **options)
+    triton_kernels.forward_kernel[grid](x, log_decay, h, kept, ends, totals, *sizes, **options)
+    return h, kept
+
+
+def backward(x: Tensor, log_decay: Tensor, kept: Tensor, dh: Tensor) -> tuple[Tensor, Tensor]:
+    """Gradients of x in its type and of log_decay: in its type, for a constant one in float32."""
+    batch, length, dim = x.shape
+    constant = log_decay.dim() == 1
+    x, log_decay, dh = _with_adjacent_channels(x), _with_adjacent_channels(log_decay), dh.contiguous()
+    segments, tokens, channels = _sizes(x)
+    grid = (batch * segments * -(-dim // channels),)
+    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    shape, dtype = ((batch, segments, dim), torch.float32) if constant else (x.shape, log_decay.dtype)
+    dg = torch.empty(shape, dtype=dtype, device=x.device)
+    options = {"segments": segments, "tokens": tokens, "BLOCK": KEPT_EVERY, "BD": channels, "num_warps": 1}
+    ends, totals = torch.empty(2, batch, segments, dim, dtype=torch.float32, device=x.device)
+    if segments > 1:
+        triton_kernels.ends_kernel[grid](
+            dh, log_decay, ends, totals, length, dim, dh.stride(0), dh.stride(1), *_strides(log_decay), REVERSE=True,
+            **options,
+        )  # fmt: skip
+    triton_kernels.backward_kernel[grid](
+        x, log_decay, dh, kept, dx, dg, ends, totals, length, dim, x.stride(0), x.stride(1), *_strides(log_decay),
+        CONSTANT=constant, **options,
+    )  # fmt: skip
+    return dx, dg.sum((0, 1)) if constant else dg
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Segments of a sequence, tokens of a segment, channels of a program."""
+    batch, length, dim = x.shape
+    channels = min(32 * max(_BYTES // x.element_size(), 1), 1 << (dim - 1).bit_length())
+    programs = batch * -(-dim // channels)
+    wanted = min(-(-_PROGRAMS // programs), length // _LEAST_TOKENS, _MOST_SEGMENTS)
+    tokens = -(-length // (max(wanted, 1) * KEPT_EVERY)) * KEPT_EVERY
+    return -(-length // tokens), tokens, channels
+
+
+def _strides(log_decay: Tensor) -> tuple[int, int]:
+    """From sequence to sequence and from token to token; a constant one is the same everywhere."""
+    return (0, 0) if log_decay.dim() == 1 else (log_decay.stride(0), log_decay.stride(1))
+
+
+def _with_adjacent_channels(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()

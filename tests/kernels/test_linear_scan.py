@@ -1,0 +1,114 @@
+"""The GPU form of the linear scan; what it shares with every operation is in the other files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.linear_scan import chunked, linear_scan, operation
+from tests.kernels.cases import error
+from tests.kernels.conftest import TOLERANCES
+from tests.kernels.interpreter import run_interpreted
+from tests.kernels.offline import compile_for_hopper
+
+
+def test_gpu_form_in_the_interpreter() -> None:
+    run_interpreted("interpreted_linear_scan.py")
+
+
+@pytest.mark.parametrize("name", ["ends", "forward", "backward"])
+def test_gpu_form_compiles(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    from kernels.linear_scan import triton_kernels
+
+    types = dict.fromkeys(("x_ptr", "g_ptr", "h_ptr", "dh_ptr", "dx_ptr", "dg_ptr"), "*bf16")
+    types |= dict.fromkeys(("kept_ptr", "ends_ptr", "totals_ptr"), "*fp32")
+    special = {"ends": {"REVERSE": True}, "forward": {}, "backward": {"CONSTANT": False}}[name]
+    constants = {"BLOCK": operation.KEPT_EVERY, "BD": 64} | special
+    compile_for_hopper(getattr(triton_kernels, f"{name}_kernel"), types, constants, tmp_path)
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operation, "VERIFIED_ON_GPU", True)
+
+
+def draw(batch: int, length: int, dim: int, dtype: torch.dtype, *, constant: bool) -> tuple[Tensor, Tensor]:
+    """Channels of a larger tensor, as of a projection for several uses; fresh ones each time."""
+    x = torch.randn(batch, length, 3 * dim, device="cuda", dtype=dtype)[:, :, dim : 2 * dim]
+    shape = (dim,) if constant else (batch, length, dim)
+    return x, -(torch.randn(*shape, device="cuda") - 2).exp().to(dtype)
+
+
+def compare(x: Tensor, log_decay: Tensor) -> None:
+    """Against the plain form in float64, which the other files compare with the reference; never much worse than it is
+    in the same precision; and the same bits again."""
+    torch.full((2**26,), torch.nan, device="cuda")  # what is not written shows
+    ours, plain = ([t.detach().clone().requires_grad_() for t in (x, log_decay)] for _ in range(2))
+    exact = [t.detach().double().requires_grad_() for t in (x, log_decay)]
+    y, z, wanted = linear_scan(*ours), chunked.linear_scan(*plain), chunked.linear_scan(*exact)
+    dy = torch.randn_like(y)
+    found = torch.autograd.grad(y, ours, dy, retain_graph=True)
+    others, right = torch.autograd.grad(z, plain, dy), torch.autograd.grad(wanted, exact, dy.double())
+    for a, b, c in zip((y, *found), (z, *others), (wanted, *right), strict=True):
+        assert a.dtype == b.dtype
+        assert error(a, c) < min(TOLERANCES.get(x.dtype, 1e-2), 1.2 * error(b, c) + 1e-6)
+    for _ in range(3):
+        again = linear_scan(*ours)
+        repeated = torch.autograd.grad(again, ours, dy)
+        assert all(torch.equal(a, b) for a, b in zip((again, *repeated), (y, *found), strict=True))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("constant", [False, True])
+@pytest.mark.parametrize("length", [1, 15, 65, 1000, 2047])
+def test_on_a_gpu(length: int, constant: bool, dtype: torch.dtype) -> None:
+    for batch, dim in ((2, 256), (3, 100), (1, 1)):
+        compare(*draw(batch, length, dim, dtype, constant=constant))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("kernels")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_long_and_wide(dtype: torch.dtype) -> None:
+    compare(*draw(1, 32_768, 1024, dtype, constant=False))
+    compare(*draw(64, 128, 1000, dtype, constant=False))
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("kernels")
+def test_extreme_decays_on_a_gpu() -> None:
+    x, log_decay = draw(2, 500, 64, torch.float32, constant=False)
+    choices = torch.tensor([0.0, -1e-3, -0.5, -30.0, -200.0, -1e4, -torch.inf], device="cuda")
+    compare(x, choices[torch.randint(len(choices), log_decay.shape, device="cuda")])
+    for constant in choices:
+        compare(x, constant.expand(64).contiguous())
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("kernels")
+def test_no_token_reaches_an_earlier_output_on_a_gpu() -> None:
+    x, log_decay = draw(1, 700, 64, torch.float32, constant=False)
+    before = linear_scan(x, log_decay)
+    for position in (1, 8, 130, 512, 699):
+        for operands in ((x.clone(), log_decay), (x, log_decay.clone())):
+            changed = operands[0] if operands[1] is log_decay else operands[1]
+            changed[:, position:] = torch.nan
+            after = linear_scan(*operands)
+            assert torch.equal(after[:, :position], before[:, :position])
+            assert after[:, position:].isnan().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.usefixtures("kernels")
+def test_in_a_compiled_graph() -> None:
+    x, log_decay = (t.detach().clone().requires_grad_() for t in draw(2, 100, 64, torch.float32, constant=False))
+    compiled = torch.compile(lambda x, g: linear_scan(x * 2, g) + 1, fullgraph=True)
+    found = torch.autograd.grad(compiled(x, log_decay).square().sum(), (x, log_decay))
+    wanted = torch.autograd.grad((linear_scan(x * 2, log_decay) + 1).square().sum(), (x, log_decay))
+    assert all(error(a, b) < 1e-5 for a, b in zip(found, wanted, strict=True))
