@@ -307,7 +307,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="asiarch", description=__doc__)
+    parser = argparse.ArgumentParser(prog="asiarch", description="Discovers language-model architectures; see README.md.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(
@@ -344,7 +344,7 @@ def _parser() -> argparse.ArgumentParser:
     check_parser.add_argument("file", type=Path, help="layer program, composed block, or units.json")
     check_parser.add_argument("--config", default="laptop", help="name in configs/, or a YAML file")
     check_parser.add_argument("overrides", nargs="*", metavar="group.key=value")
-    data_parser = commands.add_parser("data", help="the text that models are trained on")
+    data_parser = commands.add_parser("data", help="Prepares the text that models are trained on (data prepare).")
     add(prepare, configured=True, among=data_parser.add_subparsers(required=True, metavar="action"))
     import_parser = commands.add_parser("import", help=(import_published.__doc__ or "").splitlines()[0])
     import_parser.set_defaults(command=import_published)

@@ -127,8 +127,9 @@ def _notes(
     differences = [loss_difference(row.score, row.runs, reference, baselines, factor) for row in chosen]
     candidates = sum(row.role == "candidate" for row in rows)
     notes = [
-        f"* baseline. Δ loss is against {reference.name}, with one standard deviation from the baselines' seeds; less "
-        f"than {factor:g} of them is called noise. Speed is modelled, relative to {reference.name}.",
+        f"* baseline. Losses are nats a token of held-out text; Δ loss is against {reference.name}, ± one standard "
+        f"deviation from the baselines' seeds, and noise is what lies within {factor:g} of them. bench: mean accuracy of "
+        f"the tasks. params: without the embedding. speed: modelled, in units of {reference.name}'s.",
     ]
     if candidates > 1:
         notes.append(
@@ -163,9 +164,9 @@ def _test_of_the_best(row: LeaderRow, found: Difference, reference: BaselineStat
     }
     p = two_sided_p(found.t, found.freedom)
     return (
-        f"The first design, {row.name}, has a loss of {found.value:+.4f} against {reference.name}: t = {found.t:.2f}, "
-        f"{found.freedom} degrees of freedom, {row.runs} against {reference.seeds} trainings, p = {p:.2g} for one "
-        f"comparison (noise is |t| up to {factor:g}): {words.get(found.verdict, found.verdict)}."
+        f"The first design, {row.name}: its loss differs by {found.value:+.4f} from {reference.name}'s, t = "
+        f"{found.t:.2f}, {found.freedom} degrees of freedom, {row.runs} against {reference.seeds} trainings, p = "
+        f"{p:.2g} for one comparison (noise is |t| up to {factor:g}): {words.get(found.verdict, found.verdict)}."
     )
 
 

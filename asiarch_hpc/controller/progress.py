@@ -145,7 +145,10 @@ def _phase(state: RunState, config: Config, live: bool) -> str:
         return f"stopped with {len(state.busy)} jobs under way; the command that started the run resumes it"
     if begun := [name for name in config.stages if _begun(name, state)]:
         return next((f"stage {name}" for name in begun if not settled(state.stages[name])), "stages are done")
-    return "training the baselines" if not state.stats else "searching"
+    if state.stats:
+        return "searching"
+    trained, wanted = _baseline_trainings(state, config)
+    return f"training the baselines, {trained} of {wanted} trainings done"
 
 
 def _stage(experiment: ExperimentState, state: RunState, config: Config) -> str:
@@ -166,7 +169,12 @@ def _left(state: RunState, config: Config, elapsed: float, scored: int) -> float
     alike. Of stages nothing is known."""
     if any(_begun(name, state) for name in config.stages):
         return None
-    trainings = len(config.baselines.seeds) * len(baseline_names(config))
-    trained = sum(len(e.evaluations) for e in state.experiments.values() if e.role == "baseline")
-    done, total = trained + scored, trainings + config.search.designs
+    trained, wanted = _baseline_trainings(state, config)
+    done, total = trained + scored, wanted + config.search.designs
     return elapsed * (total - done) / done if done >= 2 else None
+
+
+def _baseline_trainings(state: RunState, config: Config) -> tuple[int, int]:
+    """Trainings of exploration's baselines: done, wanted."""
+    trained = sum(len(e.evaluations) for e in state.experiments.values() if e.role == "baseline")
+    return trained, len(config.baselines.seeds) * len(baseline_names(config))

@@ -107,7 +107,8 @@ def plain_lines(previous: Snapshot | None, current: Snapshot) -> list[str]:
     """One line for each thing that happened between two snapshots, for logs; nothing when nothing did."""
     before = previous or Snapshot(run=current.run)
     lines: list[str] = []
-    if previous is None or before.phase != current.phase:
+    ends = current.done and not before.done  # its phase is told last
+    if not ends and (previous is None or before.phase != current.phase):
         lines.append(f"{current.run}: {current.phase or 'started'}")
     known = {stats.experiment: stats for stats in before.baselines}
     for stats in current.baselines:
@@ -126,8 +127,9 @@ def plain_lines(previous: Snapshot | None, current: Snapshot) -> list[str]:
             lines.append(f"failure: {cause} ({number} so far)")
     fresh = max(0, current.messages_total - before.messages_total)
     lines += [*current.messages[-fresh:]] if fresh else []
-    if current.done and not before.done:
-        lines.append(f"finished: {current.scored} of {current.wanted} designs scored")
+    if ends:
+        scored = f", {current.scored} of {current.wanted} designs scored" if current.wanted else ""
+        lines.append(f"{current.run}: {current.phase or 'finished'}{scored}")
     stamp = duration(current.elapsed)
     return [f"[{stamp:>6}] {printable(line)}" for line in lines]
 
@@ -235,11 +237,14 @@ def _forgive(stream: TextIO) -> None:
 
 def _headline(snapshot: Snapshot) -> list[str]:
     generation = "none yet" if snapshot.generation is None else str(snapshot.generation)
-    lines = [
-        f"scored {snapshot.scored} of {snapshot.wanted}, pool generation {generation}, "
-        f"elapsed {duration(snapshot.elapsed)}, left {'-' if snapshot.done else duration(snapshot.left)}",
-        f"jobs: {len(snapshot.running)} running, {snapshot.queued} queued",
-    ]
+    parts = [f"elapsed {duration(snapshot.elapsed)}"]
+    if snapshot.wanted:
+        parts = [f"scored {snapshot.scored} of {snapshot.wanted}", f"pool generation {generation}", *parts]
+    if not snapshot.done:
+        parts.append(f"left {duration(snapshot.left)}")
+    lines = [", ".join(parts)]
+    if not snapshot.done:
+        lines.append(f"jobs: {len(snapshot.running)} running, {snapshot.queued} queued")
     if snapshot.counts:
         lines.append(f"experiments: {_tally(snapshot.counts)}")
     return [snapshot.phase, *lines] if snapshot.phase else lines

@@ -165,8 +165,18 @@ def test_plain_lines_tell_each_event_once() -> None:
         "[ 2m06s] scored 12 of 24, about 3m20s left",
         "[ 2m06s] failure: gate: not causal (3 so far)",
     ]
-    end = replace(later, done=True, messages=("record moved aside", "Slurm is back"), messages_total=2)
-    assert [line[9:] for line in plain_lines(later, end)] == ["Slurm is back", "finished: 12 of 24 designs scored"]
+    end = replace(
+        later, phase="finished: complete", done=True, messages=("record moved aside", "Slurm is back"), messages_total=2
+    )
+    told = [line[9:] for line in plain_lines(later, end)]
+    assert told == ["Slurm is back", "laptop: finished: complete, 12 of 24 designs scored"]
+    assert plain_lines(end, end) == []
+
+
+def test_a_run_that_searches_nothing_counts_no_designs() -> None:
+    noise = Snapshot(run="noise", phase="finished: complete", done=True, elapsed=7.0)
+    assert plain_lines(None, noise) == ["[    7s] noise: finished: complete"]
+    assert status_lines(noise)[:3] == ["asiarch noise", "  finished: complete", "  elapsed 7s"]
 
 
 def rows_of(number: int) -> list[LeaderRow]:
