@@ -25,7 +25,7 @@ help: ## this list
 explore: env ## search for architectures; RUN=name CONFIG=file ARGS="group.key=value …"; resumes a run that exists
 	@$(BIN)/asiarch explore $(RUN_FLAG) --config $(CONFIG) $(ARGS)
 
-data: env ## the corpus of a configuration, with all cores: make data CONFIG=file ARGS="data.key=value …"; resumes
+data: env ## the corpus of a configuration, with all cores; CONFIG=file ARGS="data.key=value …"; resumes
 	@$(BIN)/asiarch data prepare --results $(RESULTS) --config $(CONFIG) $(ARGS)
 
 test: env ## all tests; those on a real Slurm start one (as root; elsewhere they say why they skip)
@@ -47,7 +47,7 @@ check: env ## style, types, import rules
 	@$(BIN)/python -m pytest -q tests/test_imports.py
 
 check-design: env ## one design through the gate: make check-design FILE=design.py CONFIG=file
-	@$(BIN)/asiarch check --config $(CONFIG) $(FILE) $(ARGS)
+	@$(if $(FILE),,$(error no FILE is named: make check-design FILE=design.py))$(BIN)/asiarch check --config $(CONFIG) $(FILE) $(ARGS)
 
 import: env ## published results as a run: make import FROM=asi-arch FILES=folder RUN=name
 	@$(BIN)/asiarch import $(FROM) $(FILES) $(RUN_FLAG) $(ARGS)
@@ -55,19 +55,19 @@ import: env ## published results as a run: make import FROM=asi-arch FILES=folde
 replay: env ## a proposal of language models again from its transcript: make replay RUN=name ID=experiment
 	@$(BIN)/asiarch replay $(RUN_FLAG) $(ID)
 
-extract: env ## an entry of the cognition base from a paper: make extract PAPER=file ARGS="agents.endpoints=[url] …"
+extract: env ## a paper's entry for the cognition base: make extract PAPER=file ARGS="agents.endpoints=[url] …"
 	@$(BIN)/asiarch extract $(PAPER) --config $(CONFIG) $(ARGS)
 
-noise: env ## seeds of a baseline, for their spread: make noise CONFIG=file ARGS="--seeds 5 --scale name …"
+noise: env ## a baseline's spread over seeds: make noise CONFIG=file ARGS="--seeds 5 --scale name …"
 	@$(BIN)/asiarch noise $(RUN_FLAG) --config $(CONFIG) $(ARGS)
 
-status: env ## a run that runs elsewhere: make status RUN=name
+status: env ## how far a run is and how its designs stand, wherever it is driven: make status RUN=name
 	@$(BIN)/asiarch status $(RUN_FLAG)
 
 rebuild: env ## the run's journal from its tree: make rebuild RUN=name
 	@$(BIN)/asiarch rebuild $(RUN_FLAG)
 
-bench: env ## the figures of README.md, measured here
+bench: env ## the controller's figures of README.md, measured here; ARGS=explore|agents|early|gate|training|… others
 	@$(BIN)/python tests/bench.py $(ARGS)
 
 dev-cluster: ## a real Slurm with four nodes on this machine (root; installs slurm-wlm and munge)
@@ -79,7 +79,7 @@ dev-cluster-stop: ## stops it
 env: $(READY) ## sets up .venv on first use
 
 $(READY): pyproject.toml configs/pins.txt
-	@echo "setting up .venv (once; about a minute and 2 GB, more where torch comes with CUDA) …"
+	@echo "setting up .venv (once; one to three minutes and 3 GB, more where torch comes with CUDA) …"
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "$(PYTHON) is too old: Python 3.11 or newer is needed; name one with PYTHON=python3.12"; exit 1; }
 	@[ -x $(BIN)/python ] && $(BIN)/python -m pip --version > /dev/null 2>&1 || bash .ci/make-venv $(PYTHON)

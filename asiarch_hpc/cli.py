@@ -307,7 +307,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="asiarch", description="Discovers language-model architectures; see README.md.")
+    parser = argparse.ArgumentParser(prog="asiarch", description="Discovers language-model architectures.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     def add(

@@ -61,7 +61,7 @@ class ScaleConfig:
     depth: int = 2
     heads: int = 4
     length: int = 128  # tokens a row
-    batch_size: int = 4  # rows a step
+    batch_size: int = 4  # rows a step, over all processes
     micro_batch: int = 0  # rows that a device computes at once; 0: all of them, or as many as fit a GPU's memory
     steps: int = 300
     learning_rate: float = 1e-2
@@ -87,12 +87,12 @@ class ScaleConfig:
     prefetch: int = 2  # steps whose data are prepared while a GPU trains
     threads: int = 1  # CPU threads of a trial; 1 keeps results identical on every machine load
     seeds: list[int] = field(default_factory=lambda: [0])
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = 60.0  # between two checkpoints
     step_seconds_limit: float = 30.0  # a slower step (median of five, after the first) stops the trial
     step_multiple_limit: float = 3.0  # likewise beside the reference baseline's on this hardware; 0: no such limit
     leak_stop: float = 0.3  # a training loss this share below the baseline's at the same step stops the trial
     loss_limit: float = 20.0  # nats; a larger loss stops the trial as diverged
-    keep_weights: bool = False
+    keep_weights: bool = False  # else they are deleted once evaluated
 
 
 @dataclass
@@ -305,7 +305,7 @@ class ExecutorConfig:
     peer_seconds: float = 900.0  # that processes of one training wait for each other: compilation takes minutes
     lost_grace_seconds: float = 15.0  # wait for a result file after a job left the queue
     command_seconds: float = 30.0  # longest wait for one answer of Slurm
-    kernel_cache: str = ""  # folder of compiled GPU kernels; empty: `kernels` beside the run
+    kernel_cache: str = ""  # folder of compiled GPU kernels, one file a design; empty: `kernels` beside the run
     propose: ResourceConfig = field(default_factory=_an_hour)
     train: ResourceConfig = field(default_factory=_an_hour)
     debug: ResourceConfig = field(default_factory=_an_hour)
@@ -320,9 +320,9 @@ class LimitsConfig:
     submissions: int = 4  # of one job, when its process dies without a result
     refusals: int = 10  # submissions refused in a row before the controller stops
     hours: float = 0.0  # of the whole run; 0: none
-    tick_seconds: float = 0.5
-    lease_stale_seconds: float = 90.0
-    min_free_megabytes: float = 50.0
+    tick_seconds: float = 0.5  # between two turns of the controller's loop
+    lease_stale_seconds: float = 90.0  # without a sign of life, after which another controller takes a run over
+    min_free_megabytes: float = 50.0  # of disk, below which nothing is submitted
 
 
 @dataclass

@@ -127,9 +127,9 @@ def _notes(
     differences = [loss_difference(row.score, row.runs, reference, baselines, factor) for row in chosen]
     candidates = sum(row.role == "candidate" for row in rows)
     notes = [
-        f"* baseline. Losses are nats a token of held-out text; Δ loss is against {reference.name}, ± one standard "
-        f"deviation from the baselines' seeds, and noise is what lies within {factor:g} of them. bench: mean accuracy of "
-        f"the tasks. params: without the embedding. speed: modelled, in units of {reference.name}'s.",
+        f"* baseline. loss: nats a token of held-out text. Δ loss: against {reference.name}, ± one standard deviation "
+        f"from the baselines' seeds; less than {factor:g} of them is called noise. bench: mean accuracy of the tasks. "
+        f"params: without embedding and head. speed: modelled, relative to {reference.name}.",
     ]
     if candidates > 1:
         notes.append(
