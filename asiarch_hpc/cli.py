@@ -274,6 +274,7 @@ def _print_board(state: RunState, config: Config) -> None:
                 noise_factor=config.fitness.noise_factor,
                 width=width,
                 title=f"leaderboard of stage {name} ({config.stages[name].scale.steps} steps)",
+                legend=False,
             )
             view.print_to(sys.stdout, board)
     if uses_agents(config):

@@ -34,9 +34,10 @@ def prepare_corpus(config: DataConfig, root: Path, out: TextIO, clock: Callable[
     display.clear()
     corpus = open_corpus(folder)
     train = corpus.train
+    shards = len(corpus.names)
     found = (
-        f"corpus {corpus.key}: {train.tokens:,} training tokens in {len(train):,} documents and {len(corpus.names)} "
-        f"shards, {corpus.heldout.tokens:,} held-out tokens; {os.path.relpath(folder)}"
+        f"corpus {corpus.key}: {train.tokens:,} training tokens in {len(train):,} documents and {shards} "
+        f"shard{'s' * (shards > 1)}, {corpus.heldout.tokens:,} held-out tokens; {os.path.relpath(folder)}"
     )
     seconds = clock() - display.begun
     made = train.tokens - display.tokens if display.tokens is not None else 0

@@ -140,7 +140,7 @@ def _watch(living: dict[int, World], worlds: Sequence[World], board: Path, grace
                 _tell(board, world.rank, Outcome(cause=cause, error=error, seconds=0.0, rung="limits"))
         found = _told(board)
         if found is None:
-            raise PeerLostError(f"{board}: rank 0 has ended this training")
+            raise PeerLostError("rank 0 has ended this training; its part of the log says how")
         wrong = {rank: blame for rank, outcome in found.items() if (blame := _blame(outcome)) is not None}
         trained = own in found and own not in wrong
         if (wrong or trained) and until == math.inf:

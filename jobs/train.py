@@ -72,7 +72,8 @@ def run(attempt: Attempt, arguments: Json) -> Json:
     try:
         if arguments.get("scale") is not None:
             gate = _resized(space, source, gate, arguments.get("match"))
-        print(f"attempt {attempt.token} at {identifier} {name}: dim {gate.dim}, depth {gate.depth}")
+        if attempt.rank == 0:
+            print(f"attempt {attempt.token} at {identifier} {name}: dim {gate.dim}, depth {gate.depth}")
         training = Training(
             attempt=attempt,
             space=space,
@@ -100,9 +101,10 @@ def run(attempt: Attempt, arguments: Json) -> Json:
         shutil.rmtree(trial.live, ignore_errors=True)
         raise
     record = _record(attempt, space, trial, gate, seed, outcome, evaluation)
+    together = f", {record.ranks} processes" if record.ranks > 1 else ""
     print(
         f"trained {record.steps} steps, {record.tokens} tokens in {record.train_seconds:.1f} s on {record.device} "
-        f"({record.precision}): loss {record.first_loss:.4f} -> {record.final_loss:.4f}\n"
+        f"({record.precision}{together}): loss {record.first_loss:.4f} -> {record.final_loss:.4f}\n"
         f"evaluated in {evaluation.seconds:.1f} s: {evaluation.bits_per_byte:.4f} bits per byte (untrained "
         f"{evaluation.untrained_bits_per_byte:.4f}), benchmark {evaluation.benchmark:.3f}"
     )

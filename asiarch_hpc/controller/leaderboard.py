@@ -40,8 +40,10 @@ def leaderboard(
     top: int = 10,
     width: int = 120,
     title: str = "leaderboard",
+    legend: bool = True,
 ) -> RenderableType:
-    """The best `top` candidates by fitness, and all baselines, ranked together; all of one scale."""
+    """The best `top` candidates by fitness, and all baselines, ranked together; all of one scale. `legend` false: what
+    holds for every table is left out."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -63,7 +65,9 @@ def leaderboard(
         cells = _cells(rank, row, reference, baselines, noise_factor)
         style = "cyan" if row.role == "baseline" else ""
         table.add_row(*(Text(printable(cells[column])) for column in columns), style=style)
-    notes = _notes(rows, kept, reference, baselines, noise_factor)
+    notes = [*_findings(rows, kept, reference, baselines, noise_factor)]
+    if legend and reference is not None:
+        notes += _legend(rows, reference, noise_factor)
     return Group(table, *(Text(printable(note), style="dim", overflow="fold") for note in notes))
 
 
@@ -113,24 +117,22 @@ def _cells(
     }
 
 
-def _notes(
+def _findings(
     rows: Sequence[LeaderRow],
     kept: Sequence[tuple[int, LeaderRow]],
     reference: BaselineStats | None,
     baselines: Sequence[BaselineStats],
     factor: float,
 ) -> list[str]:
-    """What a reader must know to take the table for what it is."""
+    """What the table shows, and what it does not."""
     if reference is None:
         return ["no baseline statistics: these numbers cannot be compared with anything"]
     chosen = [row for _, row in kept if row.role == "candidate"]
     differences = [loss_difference(row.score, row.runs, reference, baselines, factor) for row in chosen]
     candidates = sum(row.role == "candidate" for row in rows)
-    notes = [
-        f"* baseline. loss: nats a token of held-out text. Δ loss: against {reference.name}, ± one standard deviation "
-        f"from the baselines' seeds; less than {factor:g} of them is called noise. bench: mean accuracy of the tasks. "
-        f"params: without embedding and head. speed: modelled, relative to {reference.name}.",
-    ]
+    notes = [_test_of_the_best(chosen[0], differences[0], reference, factor)] if differences else []
+    if differences and all(found.verdict != "better" for found in differences):
+        notes.append(f"No design shown here has a loss below {reference.name}'s by more than the noise.")
     if candidates > 1:
         notes.append(
             f"The first places are the best of {candidates} designs, chosen after the fact: expect part of their lead "
@@ -138,10 +140,16 @@ def _notes(
         )
     if discarded := sum(row.score.discarded is not None for row in rows):
         notes.append(f"Discarded as leaks, and without a rank: {discarded}.")
-    if differences and all(found.verdict != "better" for found in differences):
-        notes.insert(0, f"No design shown here has a loss below {reference.name}'s by more than the noise.")
-    if differences:
-        notes.insert(0, _test_of_the_best(chosen[0], differences[0], reference, factor))
+    return notes
+
+
+def _legend(rows: Sequence[LeaderRow], reference: BaselineStats, factor: float) -> list[str]:
+    """What the columns mean, and where the grades come from."""
+    notes = [
+        f"* baseline. loss: nats a token of held-out text. Δ loss: against {reference.name}, ± one standard deviation "
+        f"from the baselines' seeds; less than {factor:g} of them is called noise. bench: mean accuracy of the tasks. "
+        f"params: without embedding and head. speed: modelled, relative to {reference.name}.",
+    ]
     sources = sorted({row.score.judgement.source for row in rows})
     if sources == ["rule"]:
         notes.append("The judge's third of the fitness comes from a rule on speed and size, not from a language model.")

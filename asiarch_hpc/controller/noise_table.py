@@ -12,8 +12,8 @@ def table(record: NoiseRecord) -> list[str]:
     """The lines of the table."""
     stats, scale = record.stats, record.conditions["scale"]
     columns = {
-        "loss": [e.loss for e in record.evaluations],
-        "benchmark": [e.benchmark for e in record.evaluations],
+        "loss (nats/token)": [e.loss for e in record.evaluations],
+        "benchmark (mean)": [e.benchmark for e in record.evaluations],
         "bits per byte": [e.bits_per_byte for e in record.evaluations],
     }
     lines = [

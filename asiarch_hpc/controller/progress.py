@@ -146,7 +146,7 @@ def _phase(state: RunState, config: Config, live: bool) -> str:
     if begun := [name for name in config.stages if _begun(name, state)]:
         return next((f"stage {name}" for name in begun if not settled(state.stages[name])), "stages are done")
     if state.stats:
-        return "searching"
+        return "searching" if config.search.designs else "the baselines are trained"
     trained, wanted = _baseline_trainings(state, config)
     return f"training the baselines, {trained} of {wanted} trainings done"
 

@@ -114,10 +114,10 @@ def plain_lines(previous: Snapshot | None, current: Snapshot) -> list[str]:
     for stats in current.baselines:
         if known.get(stats.experiment) != stats:
             lines.append(_baseline_line(stats))
-    if current.generation is not None and current.generation != before.generation:
+    if current.wanted and current.generation is not None and current.generation != before.generation:
         lines.append(f"pool generation {current.generation} is built")
     if current.scored != before.scored:
-        left = "" if current.left is None else f", about {duration(current.left)} left"
+        left = "" if not current.left else f", about {duration(current.left)} left"
         lines.append(f"scored {current.scored} of {current.wanted}{left}")
     if current.best is not None and (before.best is None or before.best.experiment != current.best.experiment):
         lines.append(_best_line(current))

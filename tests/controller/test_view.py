@@ -212,6 +212,9 @@ def test_leaderboard_shows_ten_and_the_baselines() -> None:
     for part in ("2.00x", "12,346", "150.00k", "better", "within noise", "2.0100", "0.312", "best of 30"):
         assert part in text, part
     assert "rule on speed" in text
+    short = drawn(leaderboard(rows_of(30), reference=REFERENCE, width=150, legend=False), 150)
+    assert "rule on speed" not in short
+    assert "best of 30" in short
 
 
 def test_leaderboard_is_honest() -> None:
