@@ -16,15 +16,23 @@ from asiarch_hpc.search.baselines import spread_of
 from asiarch_hpc.store.files import read_json, write_json
 from asiarch_hpc.store.layout import RunLayout
 
-# Settings that the spread belongs to; it may be used by a run that has the same.
-CONDITIONS = {
-    "data": ("source", "dataset", "subset", "tokenizer", "vocab_size", "max_megabytes", "recall_fraction"),
-    "scale": (
-        *("dim", "depth", "heads", "length", "batch_size", "steps"),
-        *("learning_rate", "warmup_steps", "schedule", "decay_fraction"),
-    ),
-    "evaluation": ("tasks", "questions", "seed", "heldout_tokens"),
-}
+# Settings that the spread does not depend on; it belongs to all others of their groups, and may be used by a run that
+# has the same.
+NO_CONDITIONS = {
+    "data": frozenset({
+        "shard_tokens", "processes", "serial_megabytes", "chunk_megabytes", "identity_megabytes",
+        "claim_stale_seconds", "cache",
+    }),
+    "scale": frozenset({
+        "name", "seeds", "micro_batch", "match", "memory_share", "memory_margin", "device", "compile", "engine",
+        "zero_stage", "prefetch", "threads", "checkpoint_seconds", "step_seconds_limit", "step_multiple_limit",
+        "leak_stop", "loss_limit", "keep_weights",
+    }),
+    "evaluation": frozenset({
+        "suite", "data", "above_chance_z", "untrained_tokens", "batch_size", "min_margin", "causality_tolerance",
+        "timeout_s", "devices", "gpu_pad_multiple", "logit_megabytes",
+    }),
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -118,4 +126,7 @@ def known_spread(layout: RunLayout, config: Config) -> SeedSpread | None:
 def conditions(config: Config) -> dict[str, Any]:
     """The settings that a spread belongs to."""
     found: Mapping[str, Any] = to_dict(config)
-    return {group: {name: found[group][name] for name in names} for group, names in CONDITIONS.items()}
+    return {
+        group: {name: value for name, value in found[group].items() if name not in others}
+        for group, others in NO_CONDITIONS.items()
+    }

@@ -79,12 +79,24 @@ def test_noise_of_other_conditions_or_of_the_same_seeds_is_refused(tmp_path: Pat
     longer = replace(config, scale=replace(config.scale, steps=600))
     with pytest.raises(ConfigError, match=r"scale.steps: 300 -> 600"):
         take_noise(layout, longer)
+    for group, other in (
+        ("data", {"paths": ["elsewhere"]}),
+        ("data", {"max_tokens": 7}),
+        ("scale", {"weight_decay": 0.0}),
+        ("evaluation", {"limit": 50}),
+        ("evaluation", {"metrics": {"recall": "acc_norm"}}),
+    ):
+        changed = replace(config, **{group: replace(getattr(config, group), **other)})
+        with pytest.raises(ConfigError, match=f"{group}.{next(iter(other))}"):
+            take_noise(layout, changed)
     same = replace(config, baselines=replace(config.baselines, seeds=[0, 1, 1000]))
     with pytest.raises(ConfigError, match=r"explore-s1000.* would count twice"):
         take_noise(layout, same)
     with pytest.raises(ConfigError, match="no such file"):
         take_noise(layout, replace(config, fitness=replace(config.fitness, noise="nowhere.json")))
     write_json(tmp_path / "other.json", {"run": "x"})
+    elsewhere = replace(config, scale=replace(config.scale, threads=8, device="cpu"))
+    take_noise(RunLayout(tmp_path / "elsewhere"), elsewhere)  # how fast it goes is no condition
     with pytest.raises(RecordError, match="missing"):
         take_noise(layout, replace(config, fitness=replace(config.fitness, noise=str(tmp_path / "other.json"))))
 
