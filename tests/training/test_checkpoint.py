@@ -3,6 +3,10 @@ import io
 import logging
 import os
 import pickle
+import resource
+import signal
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +52,22 @@ def test_a_damaged_checkpoint_gives_way_to_the_previous(
     assert f"{path}: damaged checkpoint" in caplog.text
     path.with_name("ck.previous").write_bytes(b"")
     assert checkpoint.load(path, identity="mine") is None
+
+
+def test_a_state_is_in_memory_once(tmp_path: Path) -> None:
+    big = {"identity": "mine", "weights": torch.ones(8_000_000)}
+    model = nn.Linear(4_000, 2_000, bias=False)
+    tracemalloc.start()
+    try:
+        checkpoint.save(big, tmp_path / "ck")
+        checkpoint.save_weights(model, tmp_path / "weights")
+        loaded = checkpoint.load(tmp_path / "ck", identity="mine")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert loaded is not None
+    assert torch.equal(loaded["weights"], big["weights"])
+    assert peak < 16e6  # of 32 MB, beside the tensors themselves
 
 
 def test_the_previous_serves_when_death_came_between_the_two_renames(tmp_path: Path) -> None:
@@ -100,6 +120,28 @@ def test_bad_weights_are_named(tmp_path: Path, content: bytes | None) -> None:
         path.write_bytes(content)
     with pytest.raises(RecordError, match=str(path)):
         checkpoint.load_weights(path)
+
+
+@pytest.fixture
+def _small_files() -> Iterator[None]:
+    """As on a full disk: writing fails in the middle of a file."""
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    signal.signal(signal.SIGXFSZ, handler)
+
+
+@pytest.mark.usefixtures("_small_files")
+def test_a_file_that_does_not_fit_leaves_the_older_ones(tmp_path: Path) -> None:
+    checkpoint.save(state(1), tmp_path / "ck")
+    with pytest.raises(StoreError, match=r"ck: cannot be written: .* too large"):
+        checkpoint.save({"identity": "mine", "weights": torch.ones(1_000_000)}, tmp_path / "ck")
+    with pytest.raises(StoreError, match=r"weights: cannot be written: .* too large"):
+        checkpoint.save_weights(nn.Linear(1000, 300), tmp_path / "weights")
+    assert [path.name for path in tmp_path.iterdir()] == ["ck"]
+    assert checkpoint.load(tmp_path / "ck", identity="mine") is not None
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
