@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -97,7 +98,10 @@ def _started(
     living: dict[int, World] = {}
     try:
         for world in worlds:
-            process = os.fork()
+            with warnings.catch_warnings():
+                # Python 3.12 warns when other threads exist; the child uses nothing that those could hold.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                process = os.fork()
             if process == 0:
                 _be_rank(run_rank, world, board, visible)
             living[process] = world
