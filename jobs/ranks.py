@@ -42,7 +42,7 @@ def train_together(
 
     Args:
         run_rank: one process of the training, from start to end; its result is the JSON object of `jobs.train`, with
-            `failed`, `disk` or `peer` where it did not train.
+            `failed`, `disk`, `settings` or `peer` where it did not train.
         config: `train` says how many processes there are, `lost_grace_seconds` how long another one may take to say
             why it failed.
         board: folder of the trial for the ends of processes; it exists while rank 0's job does.
@@ -186,7 +186,7 @@ def _blame(outcome: Outcome) -> int | None:
     """How likely it is that this process's failure is the cause of the others', 0 first; None: it did not fail."""
     if outcome.cause is not None:
         return _MACHINE if outcome.cause.startswith("killed") or outcome.cause == LOST else 0
-    order = {"failed": 0, "disk": 1, "peer": _MACHINE + 1}
+    order = {"failed": 0, "settings": 0, "disk": 1, "peer": _MACHINE + 1}
     return next((blame for word, blame in order.items() if word in outcome.result), None)
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from asiarch_hpc.errors import (
+    ConfigError,
     DesignError,
     EvaluationError,
     PeerLostError,
@@ -155,6 +156,8 @@ def _train(training: Training) -> dict[str, Any]:
     result: dict[str, Any] = answer.result
     if "disk" in result:
         raise StoreError(result["disk"])
+    if "settings" in result:
+        raise ConfigError(result["settings"])
     if "peer" in result:
         raise PeerLostError(f"{trial.root.name}: {result['peer']}; no process said why it ended")
     if failed := result.get("failed"):

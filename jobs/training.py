@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from asiarch_hpc.config import ranks_per_node
-from asiarch_hpc.errors import PeerLostError
+from asiarch_hpc.errors import ConfigError, CorpusError, PeerLostError
 from asiarch_hpc.gate.sandbox import Outcome, run_isolated
 from asiarch_hpc.records import GateReport, Json
 from asiarch_hpc.store.layout import TrialLayout
@@ -46,7 +46,8 @@ class Training:
 
     def run(self) -> Outcome:
         """Trains; the result is the outcome of `train` as JSON, or one of `failed` (by the design: `cause` and
-        `message`), `disk` and `peer` (what an error of the disk's or of another process says).
+        `message`), `disk`, `settings` and `peer` (what an error of the disk's, of the run's settings, or of another
+        process says).
 
         Raises:
             SandboxError: no sandbox works here.
@@ -125,6 +126,8 @@ class Training:
                 return {"peer": str(error)}
             except OSError as error:  # the disk's fault, not the design's
                 return {"disk": str(error)}
+            except (ConfigError, CorpusError) as error:  # what this machine or this text cannot do for any design
+                return {"settings": str(error)}
         return {**asdict(outcome), "weights_path": str(outcome.weights_path)}
 
     def _metrics_writer(self, files: ExitStack) -> Callable[[Json], None]:

@@ -35,6 +35,17 @@ def test_what_a_killed_attempt_had_finished_is_not_done_again(payload: Json) -> 
     assert payload["trial"].weights.read_text() == "weights"
 
 
+def test_what_no_design_could_do_here_stops_the_run_and_blames_none(tmp_path: Path) -> None:
+    layout, identifier = one_design(tmp_path)
+    record = read_json(layout.record)
+    record["config"]["scale"]["precision"] = "fp8"  # as bf16 is on a GPU that has none
+    write_json(layout.record, record)
+    message = message_of(training(layout, identifier))
+    assert (message["status"], message["cause"]) == ("fatal", "ConfigError"), message
+    assert "scale.precision='fp8'" in message["message"]
+    assert not layout.experiment(identifier).trial("smoke-s0").failure.exists()
+
+
 def test_records_that_do_not_belong_together_are_not_believed(payload: Json) -> None:
     path = payload["trial"].evaluation
     write_json(path, {**read_json(path), "loss": 0.1})

@@ -160,6 +160,13 @@ def _scale_problems(where: str, scale: ScaleConfig) -> list[tuple[bool, str]]:
         (scale.schedule in ("wsd", "cosine"), f"{where}scale.schedule={scale.schedule!r}: wsd or cosine"),
         (0 <= scale.min_lr_ratio <= 1, f"{where}scale.min_lr_ratio={scale.min_lr_ratio}: a share from 0 to 1"),
         (scale.match in ("width", "depth"), f"{where}scale.match={scale.match!r}: width or depth"),
+        (scale.precision in ("auto", "fp32", "bf16"), f"{where}scale.precision={scale.precision!r}: auto, fp32 or bf16"),
+        (scale.device in ("auto", "cpu", "cuda"), f"{where}scale.device={scale.device!r}: auto, cpu or cuda"),
+        (scale.compile in ("auto", "on", "off"), f"{where}scale.compile={scale.compile!r}: auto, on or off"),
+        (
+            min(scale.micro_batch, scale.warmup_steps) >= 0,
+            f"{where}scale: micro_batch={scale.micro_batch} and warmup_steps={scale.warmup_steps} of 0 or more",
+        ),
         (
             0 < scale.memory_share <= 1,
             f"{where}scale.memory_share={scale.memory_share}: a share above 0, at most 1,",
@@ -283,7 +290,7 @@ def _check_sizes(where: str, config: Config) -> None:
     `where` is the key of the stage that the configuration is seen from, with a dot, or empty.
     """
     positive = {
-        "scale": ("dim", "depth", "heads", "length", "batch_size", "steps", "threads", "learning_rate"),
+        "scale": ("dim", "depth", "heads", "length", "batch_size", "steps", "threads", "learning_rate", "prefetch"),
         "evaluation": (
             "questions",
             "heldout_tokens",
