@@ -160,7 +160,10 @@ def _scale_problems(where: str, scale: ScaleConfig) -> list[tuple[bool, str]]:
         (scale.schedule in ("wsd", "cosine"), f"{where}scale.schedule={scale.schedule!r}: wsd or cosine"),
         (0 <= scale.min_lr_ratio <= 1, f"{where}scale.min_lr_ratio={scale.min_lr_ratio}: a share from 0 to 1"),
         (scale.match in ("width", "depth"), f"{where}scale.match={scale.match!r}: width or depth"),
-        (scale.precision in ("auto", "fp32", "bf16"), f"{where}scale.precision={scale.precision!r}: auto, fp32 or bf16"),
+        (
+            scale.precision in ("auto", "fp32", "bf16"),
+            f"{where}scale.precision={scale.precision!r}: auto, fp32 or bf16",
+        ),
         (scale.device in ("auto", "cpu", "cuda"), f"{where}scale.device={scale.device!r}: auto, cpu or cuda"),
         (scale.compile in ("auto", "on", "off"), f"{where}scale.compile={scale.compile!r}: auto, on or off"),
         (
