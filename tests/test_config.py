@@ -32,6 +32,9 @@ def test_every_shipped_configuration_loads_and_survives_json(path: Path) -> None
 def test_overrides_are_typed() -> None:
     config = load_config(overrides=["search.batch=8", "scale.seeds=[1,2]", "executor.train.slurm.qos=long"])
     assert config.search.batch == 8
+    assert load_config(overrides=["scale.compile=off", "scale.keep_weights=on"]).scale.compile == "off"
+    assert load_config(overrides=["scale.keep_weights=on"]).scale.keep_weights is True
+    assert load_config(overrides=["scale.keep_weights=no"]).scale.keep_weights is False
     assert config.scale.seeds == [1, 2]
     assert config.executor.train.slurm == {"qos": "long"}
 

@@ -72,9 +72,11 @@ def load_config(name_or_path: str = "laptop", overrides: Sequence[str] = ()) -> 
 
 
 def _layer(override: str) -> Any:
-    key, sign, _ = override.partition("=")
+    key, sign, value = override.partition("=")
     if not sign or not key:
         raise ConfigError(f"override {override!r}: expected group.key=value, for example search.batch=8")
+    if value in ("on", "off", "yes", "no"):  # YAML's truth values, but words where the setting is a word
+        override = f"{key}='{value}'"
     try:
         return OmegaConf.from_dotlist([override])
     except Exception as error:
