@@ -67,7 +67,7 @@ status: env ## how far a run is and how its designs stand, wherever it is driven
 rebuild: env ## the run's journal from its tree: make rebuild RUN=name
 	@$(BIN)/asiarch rebuild $(RUN_FLAG)
 
-bench: env ## the controller's figures of README.md, measured here; ARGS=explore|agents|early|gate|training|… others
+bench: env ## the controller's figures of README.md, measured here; others: ARGS=explore, gate, training …
 	@$(BIN)/python tests/bench.py $(ARGS)
 
 dev-cluster: ## a real Slurm with four nodes on this machine (root; installs slurm-wlm and munge)

@@ -273,7 +273,7 @@ def _print_board(state: RunState, config: Config) -> None:
                 baselines=stage.stats,
                 noise_factor=config.fitness.noise_factor,
                 width=width,
-                title=f"leaderboard of stage {name} ({config.stages[name].scale.steps} steps)",
+                title=f"leaderboard of stage {name} ({config.stages[name].scale.steps} steps; speed as in exploration)",
                 legend=False,
             )
             view.print_to(sys.stdout, board)

@@ -121,6 +121,10 @@ def _stage_line(name: str, state: RunState, config: Config) -> str:
         return f"{line}, nothing is trained"
     failed = sum(identifier in stage.failures for identifier in stage.promoted)
     line += f", {len(scored)} scored" + (f", {failed} failed" if failed else "")
+    if not settled(stage):
+        own = config.stages[name]
+        wanted = (1 + len(own.baselines)) * len(own.baseline_seeds) + len(stage.promoted) * len(own.scale.seeds)
+        line += f", {sum(map(len, stage.evaluations.values()))} of {wanted} trainings done"
     if not scored or not stage.stats:
         return line
     found = [

@@ -254,6 +254,26 @@ def test_the_view_tells_of_stages(tmp_path: Path) -> None:
     assert sorted(row.name for row in rows if row.role == "baseline") == ["delta_net", "mamba2"]
 
 
+def test_the_view_counts_the_trainings_that_a_stage_waits_for(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path / "run")
+    config = staged(config_of(designs=1, batch=1, cold_start=1), verify=ALL)
+    scheduler = SimulatedScheduler(SimulatedJobs(layout))
+    controller = controller_of(layout, config, scheduler, Clock())
+    phases, told = set(), set()
+    while controller.done() is None:
+        controller.tick()
+        shot = progress.snapshot("run", controller.state, config, now=2000.0)
+        phases.add(shot.phase)
+        told |= set(shot.stages)
+        scheduler.work()
+    assert "training the baselines, 0 of 6 trainings done" in phases
+    counts = sorted(int(line.split(" of 7 trainings")[0].split()[-1]) for line in told if "of 7 trainings done" in line)
+    assert counts, told
+    assert counts[0] == 0
+    assert counts[-1] < 7
+    controller.close()
+
+
 def test_a_stage_asks_for_its_own_resources(tmp_path: Path) -> None:
     config = staged(verify=ALL)
     config.stages["verify"].train.gpus = 4
