@@ -11,7 +11,10 @@ from kernels.operands import fused_allowed
 from kernels.packing import packed
 from kernels.short_convolution import chunked
 
-_WIDEST = 8
+# Whether filters of 9 to 64 taps have kernels too. So far only Triton's interpreter has run those of `wide.py`; to be
+# true once tests/kernels/test_short_convolution.py and tests/kernels/bench_scans.py have passed on a GPU with it.
+WIDE_VERIFIED_ON_GPU = False
+_NARROW, _WIDE = 8, 64
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
@@ -51,7 +54,8 @@ def short_convolution(
     chunked.check_operands(x, weight, bias, activation)
     # The kernels count within a sequence in 32 bits.
     small = x.shape[1] * max(x.stride(1), x.shape[2]) < 2**31
-    if not (fused_allowed() and x.is_cuda and x.dtype in _TYPES and weight.shape[1] <= _WIDEST and small):
+    widest = _WIDE if WIDE_VERIFIED_ON_GPU else _NARROW
+    if not (fused_allowed() and x.is_cuda and x.dtype in _TYPES and weight.shape[1] <= widest and small):
         return chunked.short_convolution(x, weight, bias, activation)
     y: Tensor = _forward(x, weight, bias, activation == "silu")
     return y
@@ -59,17 +63,21 @@ def short_convolution(
 
 @torch.library.custom_op("asiarch_kernels::short_convolution", mutates_args=())
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
-    from kernels.short_convolution import triton
+    from kernels.short_convolution import triton, wide
 
     with torch.cuda.device(x.device):
+        if weight.shape[1] > _NARROW:
+            return wide.forward(x, weight, bias, silu)
         return triton.forward(x, weight, bias, silu)
 
 
 @torch.library.custom_op("asiarch_kernels::short_convolution_backward", mutates_args=())
 def _backward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    from kernels.short_convolution import triton
+    from kernels.short_convolution import triton, wide
 
     with torch.cuda.device(x.device):
+        if weight.shape[1] > _NARROW:
+            return wide.backward(x, weight, bias, silu, dy)
         return triton.backward(x, weight, bias, silu, dy)
 
 

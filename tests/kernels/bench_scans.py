@@ -3,7 +3,7 @@
     python -m tests.kernels.bench_scans [scan] [convolution] [compile]
 
 Nothing is timed where a check fails; times are taken as in bench_head.py. The kernels run here even while
-VERIFIED_ON_GPU is false. In flash-linear-attention the same recurrence is HGRN's.
+VERIFIED_ON_GPU and WIDE_VERIFIED_ON_GPU are false. In flash-linear-attention the same recurrence is HGRN's.
 """
 
 from __future__ import annotations
@@ -15,8 +15,10 @@ import torch
 from torch import Tensor
 
 from kernels.linear_scan import chunked as scan_chunked
-from kernels.linear_scan import linear_scan, operation
+from kernels.linear_scan import linear_scan
+from kernels.linear_scan import operation as scan_operation
 from kernels.short_convolution import chunked as convolution_chunked
+from kernels.short_convolution import operation as convolution_operation
 from kernels.short_convolution import short_convolution
 from tests.kernels.bench_head import FLA, Way, check, copy_rate, draw, report
 
@@ -107,7 +109,7 @@ PARTS = {"scan": (check_scan, time_scan), "convolution": (check_convolution, tim
 
 def main() -> int:
     words = sys.argv[1:] or [*PARTS, "compile"]
-    operation.VERIFIED_ON_GPU = True
+    scan_operation.VERIFIED_ON_GPU = convolution_operation.WIDE_VERIFIED_ON_GPU = True
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, a copy moves {copy_rate():.2f} TB/s")
     chosen = [PARTS[word] for word in words if word in PARTS]
     if not all(checked() for checked, _ in chosen):

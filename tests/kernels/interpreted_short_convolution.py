@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from kernels.short_convolution import reference
+from kernels.short_convolution import reference, wide
 from kernels.short_convolution import triton as fused
 from tests.kernels.cases import error
 
@@ -14,12 +14,18 @@ from tests.kernels.cases import error
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that short sequences are cut too."""
     monkeypatch.setattr(fused, "_TOKENS", ((8,), (16,)))
+    monkeypatch.setattr(wide, "_TOKENS", 16)
+    monkeypatch.setattr(wide, "_SUMMED", 24)
 
 
 @pytest.mark.parametrize(("silu", "biased"), [(True, True), (False, False)])
 @pytest.mark.parametrize(
-    ("batch", "length", "dim", "width"), [(2, 33, 5, 4), (1, 16, 140, 4), (2, 7, 3, 1), (1, 17, 8, 8), (1, 2, 4, 3)]
-)
+    ("batch", "length", "dim", "width"),
+    [
+        (2, 33, 5, 4), (1, 16, 140, 4), (2, 7, 3, 1), (1, 17, 8, 8), (1, 2, 4, 3),
+        (2, 33, 3, 9), (1, 5, 4, 16), (1, 26, 2, 30),
+    ],
+)  # fmt: skip
 def test_results_and_gradients(batch: int, length: int, dim: int, width: int, silu: bool, biased: bool) -> None:
     generator = torch.Generator().manual_seed(length)
     # Channels of a larger tensor, as of a projection for queries, keys and values.
@@ -27,7 +33,8 @@ def test_results_and_gradients(batch: int, length: int, dim: int, width: int, si
     weight, bias = torch.randn(dim, width, generator=generator), torch.randn(dim, generator=generator)
     dy = torch.randn(batch, length, dim, generator=generator)
     used = bias if biased else None
-    found = (fused.forward(x, weight, used, silu), *fused.backward(x, weight, used, silu, dy))
+    form = fused if width <= 8 else wide
+    found = (form.forward(x, weight, used, silu), *form.backward(x, weight, used, silu, dy))
     assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 4
     exact = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
     y = reference.short_convolution(exact[0], exact[1], exact[2] if biased else None, "silu" if silu else None)
@@ -36,10 +43,14 @@ def test_results_and_gradients(batch: int, length: int, dim: int, width: int, si
         assert error(ours, expected) < 1e-5
 
 
-def test_no_token_reaches_an_earlier_output() -> None:
-    x, weight = torch.randn(1, 34, 5), torch.randn(5, 4)
-    before = fused.forward(x, weight, None, True)
+@pytest.mark.parametrize("width", [4, 11])
+def test_no_token_reaches_an_earlier_output(width: int) -> None:
+    x, weight, form = torch.randn(1, 34, 5), torch.randn(5, width), fused if width <= 8 else wide
+    before = form.forward(x, weight, None, True)
     for position in (1, 8, 31):
         changed = x.clone()
-        changed[:, position:] = torch.nan
-        assert torch.equal(fused.forward(changed, weight, None, True)[:, :position], before[:, :position])
+        changed[:, position] = torch.nan
+        after = form.forward(changed, weight, None, True)
+        assert torch.equal(after[:, :position], before[:, :position])
+        assert after[:, position : position + width].isnan().all()
+        assert torch.equal(after[:, position + width :], before[:, position + width :])
