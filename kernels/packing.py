@@ -19,15 +19,15 @@ def packed(
     """Runs an operation on each packed sequence as if it were alone: nothing crosses, not nan either.
 
     Sequences between two powers of two in length become one batch, filled up with zeros at their ends, so that less
-    than half of what is computed is filling and there are at most log2(longest) + 1 runs. The offsets are read on the
-    host, which waits for a device once.
+    than half of what is computed is filling and there are at most log2(longest) + 2 runs. The offsets are read on the
+    host, which waits for their device.
 
     Args:
         operation: name for messages.
         run: from the operands `tokens` as [sequences, length, ...], and `initial_state` where one is given, to a
             result a token [sequences, length, ...] and then results a sequence [sequences, ...]. Zeros after the end of
             a sequence must not change what it gives for the sequence.
-        cu_seqlens: [sequences + 1] integers, where each sequence begins, and the total length.
+        cu_seqlens: [sequences + 1] integers, on any device: where each sequence begins, and the total length.
         tokens: [1, total length, ...] or None, each.
         initial_state: [sequences, ...] or None.
 
@@ -39,6 +39,7 @@ def packed(
         TypeError: offsets that are no integers.
     """
     offsets = _offsets(operation, cu_seqlens, tokens, initial_state)
+    device = next(x.device for x in tokens if x is not None)
     alike: dict[int, list[int]] = defaultdict(list)
     for sequence, size in enumerate(offsets.diff().tolist()):
         alike[(size - 1).bit_length()].append(sequence)
@@ -49,7 +50,6 @@ def packed(
         step = torch.arange(int(size.max()))
         inside = step < size
         rows.append((begin + step)[inside])
-        device = cu_seqlens.device
         source, place = rows[-1].to(device), inside.flatten().nonzero().flatten().to(device)
         spread = [None if x is None else _spread(x[0], source, place, inside.shape) for x in tokens]
         first, *others = run(*spread, **({} if initial_state is None else {"initial_state": initial_state[members]}))
@@ -57,7 +57,7 @@ def packed(
     sequences = torch.tensor([sequence for members in alike.values() for sequence in members])
     orders = [torch.cat(rows).argsort(), *[sequences.argsort()] * (len(results[0]) - 1)]
     merged = [
-        torch.cat(parts).index_select(0, order.to(cu_seqlens.device))
+        torch.cat(parts).index_select(0, order.to(device))
         for parts, order in zip(zip(*results, strict=True), orders, strict=True)
     ]
     return merged[0].unsqueeze(0), *merged[1:]
