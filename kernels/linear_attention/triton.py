@@ -1,0 +1,279 @@
+"""Linear attention on a GPU: Triton kernels, as operators of PyTorch that torch.compile does not look into."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from torch import Tensor
+
+from kernels.linear_attention import backward_kernels, chunked, forward_kernels
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Tokens of a chunk, columns of keys and values at once, and warps: of each kernel but `states`, of `gradients`."""
+
+    chunk: int
+    part: int
+    warps: int
+    gradient_warps: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the kernels need to know about shapes and types at compile time."""
+
+    tiles: Tiles
+    key: int
+    value: int
+    dot: torch.dtype
+    precision: str
+
+
+# By padded width, the larger of the two; the last one holds for all wider ones.
+_HALF = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 2, 2), 64: Tiles(64, 64, 4, 8)}
+_SINGLE = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 4, 4)}
+# `states`: keys of a tile, warps, and chunks whose loads are under way.
+_STATE_ROWS, _STATE_WARPS, _STATE_STAGES = 16, 2, 4
+_PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "tf32x3"}
+_TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+
+
+def plan(q: Tensor, k: Tensor, v: Tensor) -> Plan:
+    """Products of bfloat16 operands are bfloat16's, those of others tf32's, for float32 in three terms."""
+    wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
+    dot = torch.bfloat16 if wide == torch.bfloat16 else torch.float32
+    table = _HALF if dot == torch.bfloat16 else _SINGLE
+    tiles = table[min(max(table), max(16, triton.next_power_of_2(max(k.shape[-1], v.shape[-1]))))]
+    key, value = (-(-x.shape[-1] // tiles.part) * tiles.part for x in (k, v))
+    return Plan(tiles, key, value, dot, _PRECISIONS[wide])
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Strides may be any, but for that of the last axis."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    return tuple(x.stride(axis) for x in tensors for axis in range(3))
+
+
+def _common(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None) -> dict[str, Any]:
+    """Compile-time arguments. TERMS: in how many bfloat16 numbers log-decays are summed; 0: not in bfloat16."""
+    terms = 1 if log_decay is not None and log_decay.dtype == torch.bfloat16 else 2
+    return {
+        "C": p.tiles.chunk,
+        "BK": p.key,
+        "BV": p.value,
+        "PK": p.tiles.part,
+        "PV": p.tiles.part,
+        "EVEN_K": q.shape[-1] == p.key,
+        "EVEN_V": v.shape[-1] == p.value,
+        "SCALAR": log_decay is not None and log_decay.ndim == 3,
+        "DIAGONAL": log_decay is not None and log_decay.ndim == 4,
+        "BONUS": bonus is not None,
+        "DOT": _TRITON_TYPES[p.dot],
+        "PRECISION": p.precision,
+        "TERMS": terms if p.dot == torch.bfloat16 else 0,
+        "num_warps": p.tiles.warps,
+        "num_stages": 1,
+    }
+
+
+def _scan(
+    p: Plan, addition: Tensor, kept: Tensor, boundary: Tensor | None, before: Tensor, after: Tensor,
+    log_decay: Tensor | None, *, backward: bool,
+) -> None:  # fmt: skip
+    """Writes the states between chunks to `before` and the last one to `after`."""
+    rows, chunks = before.shape[:2]
+    forward_kernels.states[(rows * (p.key // _STATE_ROWS) * (p.value // p.tiles.part),)](
+        addition, kept, boundary, before, after, chunks, *after.shape[2:],
+        BK=p.key, BV=p.value, ROWS=_STATE_ROWS, PV=p.tiles.part,
+        SCALAR=log_decay is not None and log_decay.ndim == 3, DIAGONAL=log_decay is not None and log_decay.ndim == 4,
+        BOUNDED=boundary is not None, BACKWARD=backward, STAGES=_STATE_STAGES, num_warps=_STATE_WARPS,
+    )  # fmt: skip
+
+
+def _operand(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+@torch.library.custom_op("kernels::linear_attention", mutates_args=())
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None, initial_state: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output and final state, and for the backward pass: before, kept, scores, sound."""
+    p, results = plan(q, k, v), _empty(q, k, v, log_decay)
+    out, after, before, kept, scores, sound = results
+    q, k, v, log_decay, bonus = _rows(q), _rows(k), _rows(v), _operand(log_decay), _operand(bonus)
+    (_, length, heads, key), value = q.shape, v.shape[-1]
+    sizes = (*_strides(q, k, v), length, heads, sound.shape[1], key, value)
+    common = _common(p, q, v, log_decay, bonus)
+    addition = torch.empty_like(before)
+    forward_kernels.additions[(sound.numel(),)](
+        q, k, v, log_decay, bonus, addition, kept, scores, sound, scale, *sizes, **common
+    )
+    _scan(p, addition, kept, _operand(initial_state), before, after, log_decay, backward=False)
+    forward_kernels.outputs[(sound.numel(), p.value // p.tiles.part)](
+        q, k, v, log_decay, bonus, before, scores, sound, out, scale, *sizes, **common
+    )
+    return results
+
+
+@_forward.register_fake
+def _(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None, initial_state: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty(q, k, v, log_decay)
+
+
+def _empty(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    p = plan(q, k, v)
+    batch, length, heads, key = q.shape
+    chunk, value = p.tiles.chunk, v.shape[-1]
+    rows, chunks = batch * heads, -(-length // chunk)
+    axes = 0 if log_decay is None else log_decay.ndim
+    return (
+        v.new_empty(batch, length, heads, value),
+        v.new_empty(batch, heads, key, value, dtype=torch.float32),
+        v.new_empty(rows, chunks, p.key, p.value, dtype=p.dot),
+        v.new_empty(*{0: (0,), 3: (rows, chunks), 4: (rows, chunks, p.key)}[axes], dtype=torch.float32),
+        v.new_empty(*((rows, chunks, chunk, chunk) if axes == 4 else (0,)), dtype=p.dot),
+        v.new_empty(rows, chunks, dtype=torch.int32),
+    )
+
+
+@torch.library.custom_op("kernels::linear_attention_backward", mutates_args=())
+def _backward(
+    out_grad: Tensor | None, after_grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None,
+    bonus: Tensor | None, initial_state: Tensor | None, before: Tensor, kept: Tensor, scores: Tensor, sound: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of q, k, v, log_decay and bonus (empty without them) and initial_state."""
+    p, (q_grad, k_grad, v_grad, decay_grad, bonus_grad, state_grad) = plan(q, k, v), _empty_grads(
+        q, k, v, log_decay, bonus
+    )
+    q, k, v, log_decay, bonus = _rows(q), _rows(k), _rows(v), _operand(log_decay), _operand(bonus)
+    out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else _rows(out_grad)
+    (batch, length, heads, key), value = q.shape, v.shape[-1]
+    rows, chunks, chunk = *sound.shape, p.tiles.chunk
+    sizes = (length, heads, chunks, key, value)
+    common = _common(p, q, v, log_decay, bonus)
+    parts = p.key // p.tiles.part
+    scalar = log_decay is not None and log_decay.ndim == 3
+    by_part = q.new_empty(parts, batch, length, heads, dtype=torch.float32) if scalar else decay_grad
+    by_chunk = q.new_empty(batch, heads, chunks, key if bonus is not None else 0, dtype=torch.float32)
+    addition, states_grad = torch.empty_like(before), torch.empty_like(before)
+    scores_grad = before.new_empty(rows, chunks, chunk, chunk)
+    backward_kernels.adjoint_additions[(sound.numel(),)](
+        q, v, log_decay, sound, out_grad, addition, scores_grad, scale, *_strides(q, v, out_grad), *sizes, **common
+    )
+    _scan(p, addition, kept, _operand(after_grad), states_grad, state_grad, log_decay, backward=True)
+    backward_kernels.gradients[(sound.numel(), parts)](
+        q, k, v, log_decay, bonus, before, sound, out_grad, states_grad, scores_grad, q_grad, k_grad, by_part, by_chunk,
+        scale, batch * length * heads, *_strides(q, k, v, out_grad), *sizes,
+        **(common | {"num_warps": p.tiles.gradient_warps}),
+    )  # fmt: skip
+    backward_kernels.value_gradients[(sound.numel(), p.value // p.tiles.part)](
+        q, k, log_decay, bonus, scores, sound, out_grad, states_grad, v_grad, scale, *_strides(q, k, out_grad), *sizes,
+        **common,
+    )  # fmt: skip
+    if scalar:
+        decay_grad.copy_(by_part.sum(0))
+    if bonus is not None:
+        bonus_grad.copy_(by_chunk.sum((0, 2)))
+    return q_grad, k_grad, v_grad, decay_grad, bonus_grad, state_grad
+
+
+@_backward.register_fake
+def _(
+    out_grad: Tensor | None, after_grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None,
+    bonus: Tensor | None, initial_state: Tensor | None, before: Tensor, kept: Tensor, scores: Tensor, sound: Tensor,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty_grads(q, k, v, log_decay, bonus)
+
+
+def _empty_grads(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    q_grad, k_grad, v_grad = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    decay_grad, bonus_grad = (q.new_empty(0) if x is None else x.new_empty(x.shape) for x in (log_decay, bonus))
+    state_grad = v.new_empty(q.shape[0], q.shape[2], q.shape[3], v.shape[3], dtype=torch.float32)
+    return q_grad, k_grad, v_grad, decay_grad, bonus_grad, state_grad
+
+
+def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *operands, ctx.scale = inputs
+    ctx.save_for_backward(*operands, *output[2:])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, log_decay, bonus, initial_state, *kept = ctx.saved_tensors
+    found = _backward(grads[0], grads[1], q, k, v, log_decay, bonus, initial_state, *kept, ctx.scale)
+    *grads, decay_grad, bonus_grad, state_grad = found
+    return (
+        *grads,
+        None if log_decay is None else decay_grad,
+        None if bonus is None else bonus_grad,
+        None if initial_state is None else state_grad.to(initial_state.dtype),
+        None,
+    )
+
+
+def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.scale = inputs[-1]
+    ctx.save_for_backward(*inputs[:8])
+    ctx.set_materialize_grads(False)
+
+
+def _derivatives(weighted: list[tuple[Tensor, Tensor]], of: list[Tensor]) -> tuple[Tensor, ...]:
+    results, weights = zip(*weighted, strict=True)
+    return torch.autograd.grad(results, of, weights, create_graph=True, allow_unused=True)
+
+
+def _differentiate_twice(ctx: Any, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
+    """Second derivatives are those of the chunked form."""
+    with torch.enable_grad():
+        inputs = [None if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors]
+        operands = inputs[2:]
+        results = chunked.linear_attention(
+            *cast(list[Tensor], operands[:4]), bonus=operands[4], scale=ctx.scale, initial_state=operands[5]
+        )
+        outer = [(x, g) for x, g in zip(results, inputs[:2], strict=True) if g is not None]
+        known = [x for x in operands if x is not None]
+        first = iter(_derivatives(outer, known))
+        grads = [None if x is None else next(first) for x in operands]
+        inner = [(g, w) for g, w in zip(grads, weights, strict=True) if g is not None and w is not None]
+        known = [x for x in inputs if x is not None]
+        second = iter(_derivatives(inner, known))
+    return *(None if x is None else next(second) for x in inputs), *[None] * 5
+
+
+_forward.register_autograd(_differentiate, setup_context=_remember)
+_backward.register_autograd(_differentiate_twice, setup_context=_remember_backward)
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    bonus: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """As `kernels.linear_attention.linear_attention`, for operands that it sends here."""
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    out, state, *_ = _forward(q, k, v, log_decay, bonus, initial_state, scale)
+    return out, state

@@ -1,0 +1,202 @@
+"""The Triton kernels of linear attention against its reference: on a GPU, and by Triton's interpreter on the CPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from kernels.linear_attention import chunked, reference
+from tests.kernels.cases import Operands, error, gradients, requiring_grad
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+# Everything in this file but the test that starts the interpreter.
+needs_kernels = [] if INTERPRETED else [pytest.mark.gpu]
+on_gpu = pytest.mark.skipif(INTERPRETED, reason="too large for the interpreter, or not float32")
+DEVICE = "cpu" if INTERPRETED else "cuda"
+# The relative error that the products' operands bring, rounded to 8 bits of mantissa (bfloat16) or 11 (tf32).
+TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 1e-2}
+FORMS = ["none", "none-bonus", "scalar", "scalar-bonus", "diagonal", "diagonal-bonus"]
+
+
+def ours(**operands: Any) -> Any:
+    from kernels.linear_attention import triton
+
+    return triton.linear_attention(**operands)
+
+
+def operands(
+    form: str, length: int, key: int, value: int, *, initial: bool = False, batch: int = 1, heads: int = 2,
+    dtype: torch.dtype = torch.float32, strength: float = -1.0,
+) -> Operands:  # fmt: skip
+    generator = torch.Generator(DEVICE).manual_seed(length + key if INTERPRETED else torch.seed() % 2**31)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=DEVICE)
+
+    width = (key,) if form.startswith("diagonal") else ()
+    made = {name: draw(batch, length, heads, key) for name in "qk"} | {"v": draw(batch, length, heads, value)}
+    made |= {} if form.startswith("none") else {"log_decay": -(draw(batch, length, heads, *width) + strength).exp()}
+    made |= {"bonus": draw(heads, key)} if form.endswith("bonus") else {}
+    made |= {"initial_state": draw(batch, heads, key, value)} if initial else {}
+    return {name: x.to(dtype) for name, x in made.items()}
+
+
+def compare(made: Operands, *, exact: Any = reference.linear_attention, **options: Any) -> None:
+    """Results and gradients against float64's."""
+    bound = TOLERANCES[made["v"].dtype]
+    if not INTERPRETED:
+        torch.full((2**26,), torch.nan, device=DEVICE)  # what is not written shows
+    mine, theirs = requiring_grad(made), requiring_grad({name: x.double() for name, x in made.items()})
+    found, wanted = ours(**mine, **options), exact(**theirs, **options)
+    for index, (a, b) in enumerate(zip(found, wanted, strict=True)):
+        assert a.shape == b.shape
+        assert error(a, b) < bound, f"result {index}"
+    mine_grad, theirs_grad = gradients(found, mine), gradients(wanted, theirs)
+    for name in made:
+        assert error(mine_grad[name], theirs_grad[name]) < bound, f"gradient of {name}"
+
+
+class TestKernels:
+    pytestmark = needs_kernels
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("length", [1, 15, 63, 64, 65, 100])
+    def test_lengths(self, form: str, length: int) -> None:
+        compare(operands(form, length, 16, 16, initial=length % 2 == 0, heads=1))
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize(("key", "value"), [(40, 20), (3, 1)])
+    def test_widths(self, form: str, key: int, value: int) -> None:
+        compare(operands(form, 40, key, value, initial=True, batch=2), scale=-0.3)
+
+    @pytest.mark.parametrize("form", FORMS[2:])
+    @pytest.mark.parametrize("decay", [0.0, -0.5, -30.0, -torch.inf])
+    def test_extreme_decays(self, form: str, decay: float) -> None:
+        made = operands(form, 40, 16, 16, initial=True, heads=1)
+        compare(made | {"log_decay": torch.full_like(made["log_decay"], decay)})
+
+    @pytest.mark.parametrize("form", FORMS[2:])
+    def test_weak_decays_beside_strong_ones(self, form: str) -> None:
+        made = operands(form, 70, 16, 16, initial=True, heads=1)
+        choices = torch.tensor([0.0, -1e-3, -0.5, -30.0, -200.0, -1e4, -torch.inf], device=DEVICE)
+        generator = torch.Generator(DEVICE).manual_seed(3)
+        shape = made["log_decay"].shape
+        mixed = choices[torch.randint(len(choices), shape, generator=generator, device=DEVICE)]
+        weak = torch.rand(shape, generator=generator, device=DEVICE) < 0.8
+        compare(made | {"log_decay": torch.where(weak, -1e-3, mixed)})
+
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow
+    @pytest.mark.parametrize("form", ["none", "scalar-bonus", "diagonal"])
+    @pytest.mark.parametrize("value", [torch.nan, -torch.inf, -1e30])
+    def test_a_later_token_never_reaches_an_earlier_output(self, form: str, value: float) -> None:
+        made = operands(form, 40, 16, 16)
+        before = ours(**made)[0]
+        for name in ("q", "k", "v", "log_decay"):
+            for position in (5, 33) if name in made else ():
+                changed = made[name].clone()
+                changed[:, position:, 0] = value
+                after, state = ours(**(made | {name: changed}))
+                assert torch.equal(after[:, :position], before[:, :position]), (name, position)
+                assert torch.equal(after[:, :, 1], before[:, :, 1]), (name, position)
+                if name != "q" and not (name == "log_decay" and value < 0):
+                    assert after[:, position:, 0].isnan().all(), (name, position)
+                    assert state[:, 0].isnan().all(), (name, position)
+
+    @pytest.mark.parametrize("form", ["scalar", "diagonal-bonus"])
+    def test_gradients_before_a_spoilt_token(self, form: str) -> None:
+        made, position = operands(form, 40, 16, 16), 35
+        sound = {n: x[:, :position] if x.ndim > 2 else x for n, x in made.items()}
+        made["v"][:, position] = torch.nan
+        found, wanted = requiring_grad(made), requiring_grad(sound)
+        mine = gradients((ours(**found)[0][:, :position],), found)
+        theirs = gradients((ours(**wanted)[0],), wanted)
+        assert all(error(mine[n][:, :position], theirs[n]) < 1e-5 for n in "qkv")
+
+    def test_operands_with_strides(self) -> None:
+        made = operands("diagonal", 40, 16, 16)
+        packed = torch.cat([made[name] for name in "qkv"], -1)
+        apart = dict(zip("qkv", packed.chunk(3, -1), strict=True))
+        assert not apart["k"].is_contiguous()
+        assert torch.equal(ours(**(made | apart))[0], ours(**made)[0])
+        transposed = {n: x.transpose(1, 3).contiguous().transpose(1, 3) for n, x in made.items()}
+        assert torch.equal(ours(**transposed)[0], ours(**made)[0])
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own, in torch 2.11
+    @pytest.mark.parametrize("form", ["scalar", "diagonal-bonus"])
+    def test_compiled_whole(self, form: str) -> None:
+        made = requiring_grad(operands(form, 40, 16, 16))
+        backend = "aot_eager" if INTERPRETED else "inductor"
+        compiled = torch.compile(lambda x: ours(**x), fullgraph=True, backend=backend)
+        found, wanted = compiled(made), ours(**made)
+        assert torch.equal(found[0], wanted[0])
+        mine, theirs = gradients(found, made), gradients(wanted, made)
+        assert all(error(mine[name], theirs[name]) < 1e-6 for name in made)
+
+    @pytest.mark.parametrize("form", ["none", "scalar-bonus", "diagonal"])
+    def test_second_derivatives(self, form: str) -> None:
+        made = operands(form, 20, 4, 3, initial=True)
+        found = []
+        for function in (ours, chunked.linear_attention):
+            inputs = requiring_grad(made)
+            total = sum(x.sin().sum() for x in function(**inputs, scale=0.5))
+            first = torch.autograd.grad(total, list(inputs.values()), create_graph=True)
+            found.append(torch.autograd.grad(sum(x.square().sum() for x in first), list(inputs.values())))
+        assert all(error(a, b) < 1e-5 for a, b in zip(*found, strict=True))
+
+    @on_gpu
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize(
+        ("key", "value"), [(16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (96, 200), (32, 128)]
+    )
+    def test_bfloat16(self, form: str, key: int, value: int) -> None:
+        for length in (1, 63, 100, 1000):
+            # Of a few numbers, one that happens to be a small difference of large ones would decide.
+            many = {"batch": max(1, 256 // length)}
+            made = operands(form, length, key, value, initial=length == 100, dtype=torch.bfloat16, **many)
+            compare(made, exact=chunked.linear_attention)
+            if "log_decay" in made:
+                compare(made | {"log_decay": made["log_decay"].float() * 1.001}, exact=chunked.linear_attention)
+
+    @on_gpu
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
+    @pytest.mark.parametrize("width", [16, 32, 64, 128, 256])
+    def test_wide_mantissas(self, form: str, width: int, dtype: torch.dtype) -> None:
+        for length in (65, 1000):
+            compare(operands(form, length, width, width, dtype=dtype), exact=chunked.linear_attention)
+
+    @on_gpu
+    @pytest.mark.parametrize("form", ["scalar", "diagonal-bonus"])
+    @pytest.mark.parametrize("width", [32, 64, 128])
+    def test_long_sequences(self, form: str, width: int) -> None:
+        for length in (2047, 32768):
+            made = operands(form, length, width, width, dtype=torch.bfloat16, strength=-4)
+            compare(made, exact=chunked.linear_attention)
+
+    @on_gpu
+    @pytest.mark.parametrize("form", ["scalar-bonus", "diagonal-bonus"])
+    @pytest.mark.parametrize("width", [32, 128])
+    def test_same_operands_same_bits(self, form: str, width: int) -> None:
+        made = requiring_grad(operands(form, 2048, width, width, batch=8, heads=8, dtype=torch.bfloat16))
+        results = ours(**made)
+        wanted = [*results, *gradients(results, made).values()]
+        for _ in range(20):
+            results = ours(**made)
+            found = [*results, *gradients(results, made).values()]
+            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@pytest.mark.skipif(INTERPRETED, reason="this is it")
+def test_by_the_interpreter() -> None:
+    pytest.importorskip("triton")
+    words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "TestKernels", __file__]
+    done = subprocess.run(
+        words, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
