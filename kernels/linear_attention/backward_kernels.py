@@ -18,6 +18,7 @@ from kernels.delta_rule.tiles import (
 )
 from kernels.linear_attention.forward_kernels import attend, load_state, store_state
 from kernels.linear_attention.tiles import (
+    across_middle,
     after_write,
     before_read,
     head_decays,
@@ -26,7 +27,6 @@ from kernels.linear_attention.tiles import (
     own_scores,
     summed,
     to_middle,
-    together,
     upper_half,
 )
 
@@ -40,8 +40,8 @@ def adjoint_additions(
     EVEN_V: tl.constexpr, SCALAR: tl.constexpr, DIAGONAL: tl.constexpr, BONUS: tl.constexpr, DOT: tl.constexpr,
     PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):
-    """What a chunk's outputs add to the gradient of the state it starts from, (e^G Q)ᵀ scale dO; and the gradient of its
-    scores, scale dO Vᵀ up to the diagonal."""
+    """What a chunk's outputs add to the gradient of the state it starts from, (e^G Q)ᵀ scale dO; and the gradient of
+    its scores, scale dO Vᵀ up to the diagonal, mirrored beyond it where each channel has its decay."""
     batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
     start = chunk * C
     at = row * CHUNKS + chunk
@@ -61,7 +61,8 @@ def adjoint_additions(
         o = load_tile(out_grad, o_token, limit, first, VALUE, C, PV, EVEN_V).to(DOT)
         value = load_tile(v, v_token, limit, first, VALUE, C, PV, EVEN_V).to(DOT)
         weights = tl.dot(o, tl.trans(value), weights, input_precision=PRECISION)
-    weights = tl.where(tl.arange(0, C)[:, None] >= tl.arange(0, C)[None, :], weights * scale, 0.0)
+    lower = tl.arange(0, C)[:, None] >= tl.arange(0, C)[None, :]
+    weights = tl.where(lower, weights * scale, tl.trans(weights * scale) if DIAGONAL else 0.0)
     store_rows(scores_grad + at * (C * C), weights, C, C)
     for first in tl.range(0, BK, PK):
         query = load_tile(q, q_token, limit, first, KEY, C, PK, EVEN_K)
@@ -107,31 +108,28 @@ def _through_channel_decays(
     C: tl.constexpr, BONUS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, TERMS: tl.constexpr,
 ):
     """Gradients of query, key and log-decays, but for each token's score with itself; `query_grad` and `key_grad` are
-    those through the states, without their decays."""
-    query, key = query.to(tl.float32), key.to(tl.float32)
+    those through the states, without their decays, and `weights` the symmetric gradient of the scores."""
     once: tl.constexpr = 1 if TERMS > 0 else 0
     mask = before_read(C, BONUS)
     query_grad = query_grad * tl.exp(summed(mask, decays, TERMS))
-    decay_grad = summed(tl.trans(mask.to(DOT)), query * query_grad, once)
+    decay_grad = summed(tl.trans(mask.to(DOT)), query.to(tl.float32) * query_grad, once)
     mask = after_write(C)
     key_grad = key_grad * tl.exp(summed(mask, decays, TERMS))
-    decay_grad += summed(tl.trans(mask.to(DOT)), key * key_grad, once)
+    decay_grad += summed(tl.trans(mask.to(DOT)), key.to(tl.float32) * key_grad, once)
     decay_grad += (whole_grad * tl.exp(tl.sum(decays, 0)))[None, :]
-    for level in tl.static_range(0, 6):
-        if 2**level < C:
-            mask = to_middle(C, 2**level, BONUS)
-            decay = tl.exp(summed(mask, decays, TERMS))
-            upper = upper_half(C, 2**level)
-            reader = tl.where(upper, query * decay, 0.0)
-            writer = tl.where(upper, 0.0, key * decay)
-            inside = tl.where(together(C, 2**level), weights, 0.0).to(DOT)
-            reader_grad = tl.where(upper, tl.dot(inside, writer.to(DOT), input_precision=PRECISION), 0.0)
-            writer_grad = tl.dot(tl.trans(inside), reader.to(DOT), input_precision=PRECISION)
-            writer_grad = tl.where(upper, 0.0, writer_grad)
-            query_grad += reader_grad * decay
-            key_grad += writer_grad * decay
-            exponent_grad = reader * reader_grad + writer * writer_grad
-            decay_grad += summed(tl.trans(mask.to(DOT)), exponent_grad, once)
+    size = 1
+    while size < C:
+        mask = to_middle(size, C, BONUS)
+        decay = tl.exp(summed(mask, decays, TERMS))
+        upper = upper_half(size, C)
+        moved = tl.where(upper, query, key).to(tl.float32) * decay
+        inside = tl.where(across_middle(size, C), weights, 0.0).to(DOT)
+        moved_grad = tl.dot(inside, moved.to(DOT), input_precision=PRECISION)
+        decay_grad += summed(tl.trans(mask.to(DOT)), moved * moved_grad, once)
+        moved_grad = moved_grad * decay
+        query_grad += tl.where(upper, moved_grad, 0.0)
+        key_grad += tl.where(upper, 0.0, moved_grad)
+        size *= 2
     return query_grad, key_grad, decay_grad
 
 
@@ -174,10 +172,9 @@ def gradients(
 
     query = load_tile(q, q_token, limit, first, KEY, C, PK, EVEN_K)
     key = load_tile(k, k_token, limit, first, KEY, C, PK, EVEN_K)
-    weights = load_rows(scores_grad + at * (C * C), C, C).to(tl.float32)
-    equal = tl.arange(0, C)[:, None] == tl.arange(0, C)[None, :]
-    own = tl.sum(tl.where(equal, weights, 0.0), 1)[:, None]
-    weights = tl.where(equal, 0.0, weights)
+    scores_grad += at * (C * C)
+    weights = load_rows(scores_grad, C, C)
+    own = tl.load(scores_grad + tl.arange(0, C) * (C + 1)).to(tl.float32)[:, None]
     if DIAGONAL:
         decays = load_decays(log_decay + token * KEY, HEADS * KEY, limit, first, KEY, C, PK, EVEN_K)
         query_grad, key_grad, found = _through_channel_decays(
@@ -191,7 +188,8 @@ def gradients(
                 decay_grad + tl.program_id(1).to(tl.int64) * part_stride + token, HEADS, limit, length,
                 C, BONUS, DOT, PRECISION,
             )
-        inside = weights.to(DOT)
+        below = tl.arange(0, C)[:, None] > tl.arange(0, C)[None, :]
+        inside = tl.where(below, weights, 0.0).to(DOT)
         query_grad = tl.dot(inside, key.to(DOT), query_grad, input_precision=PRECISION)
         key_grad = tl.dot(tl.trans(inside), query.to(DOT), key_grad, input_precision=PRECISION)
     query, key = query.to(tl.float32), key.to(tl.float32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from itertools import repeat
 from typing import Any, cast
 
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from kernels.chunks import causal_mask, join, onwards, pairwise_decay, split
 from kernels.operands import check_shapes, clamp_log_decay, quarantine, without_autocast, working_dtype
-from kernels.packing import packed
 
 AXES = {
     "q": "batch length heads key",
@@ -37,40 +35,8 @@ def linear_attention(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
-    cu_seqlens: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t.
-
-    With `bonus` u: o_t = scale (S_{t-1} + diag(u) k_t v_t^T)^T q_t, the state before token t decays and updates it.
-    RetNet (arXiv 2307.08621) and Mamba-2 (arXiv 2405.21060) have one decay a head, GLA (arXiv 2312.06635) one a
-    channel, RWKV-6 (arXiv 2404.05892) one a channel and a bonus.
-
-    Args:
-        q: [batch, length, heads, key].
-        k: [batch, length, heads, key].
-        v: [batch, length, heads, value].
-        log_decay: [batch, length, heads] or [batch, length, heads, key] natural logarithms, at most 0 (-inf forgets
-            all), or None for no decay.
-        bonus: [heads, key] or None.
-        scale: of the output; key ** -0.5 by default.
-        initial_state: [batch, heads, key, value] or None for zeros.
-        chunk_size: tokens computed at once; changes speed and rounding only.
-        cu_seqlens: [sequences + 1] integers: the operands are one row of sequences laid end to end, sequence i from
-            cu_seqlens[i] up to cu_seqlens[i + 1], each computed as if it were alone; then there is one state a
-            sequence. They are computed in batches of similar length (`kernels.packing.packed`).
-
-    Returns:
-        o [batch, length, heads, value] in v's dtype, and the final state [batch, heads, key, value], float64 for
-        float64 v and float32 otherwise. After a non-finite k, v or log_decay all results of its head are nan.
-
-    Raises:
-        ValueError: shapes that disagree, chunk_size below 1, cu_seqlens that do not fit.
-        TypeError: an operand that is not floating point.
-    """
-    if cu_seqlens is not None:
-        run = partial(linear_attention, bonus=bonus, scale=scale, chunk_size=chunk_size)
-        out, last = packed("linear_attention", run, cu_seqlens, (q, k, v, log_decay), initial_state)
-        return out, last
+    """`kernels.linear_attention.linear_attention` on any device, with derivatives of any order."""
     size = check_operands(q, k, v, log_decay, bonus, initial_state)
     if chunk_size < 1:
         raise ValueError(f"linear_attention: chunk_size is {chunk_size}, expected at least 1")

@@ -91,7 +91,8 @@ def additions(
         bonus += head * KEY
     addition += at * (BK * BV)
     limit = _sound_rows(
-        k, v, log_decay, k_token, v_token, HEADS, length, KEY, VALUE, C, BK, BV, PK, PV, EVEN_K, EVEN_V, SCALAR, DIAGONAL
+        k, v, log_decay, k_token, v_token, HEADS, length, KEY, VALUE,
+        C, BK, BV, PK, PV, EVEN_K, EVEN_V, SCALAR, DIAGONAL,
     )
     tl.store(sound + at, limit)
     # After a token that is not sound, no state is.

@@ -29,11 +29,7 @@ def load_bonus(bonus, first, width, BLOCK: tl.constexpr):
 def before_read(C: tl.constexpr, BONUS: tl.constexpr):
     """[C, C]: the row's token reads a state that the column's log-decay has decayed; with a bonus not its own."""
     row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
-    if BONUS:
-        mask = column < row
-    else:
-        mask = column <= row
-    return mask
+    return column < row if BONUS else column <= row
 
 
 @triton.jit
@@ -43,28 +39,29 @@ def after_write(C: tl.constexpr):
 
 
 @triton.jit
-def to_middle(C: tl.constexpr, SIZE: tl.constexpr, BONUS: tl.constexpr):
-    """[C, C]: the column's log-decay lies between the row's token and the middle of its 2 * SIZE tokens.
+def to_middle(size, C: tl.constexpr, BONUS: tl.constexpr):
+    """[C, C]: the column's log-decay lies between the row's token and the middle of its 2 * size tokens.
 
     From the middle to the reading token for the upper half, from the writing token to the middle for the lower.
     """
     row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
-    start = row // SIZE * SIZE
+    start = row & -size
     upper = before_read(C, BONUS) & (column >= start)
-    lower = (column > row) & (column < start + SIZE)
-    return tl.where(upper_half(C, SIZE), upper, lower)
+    lower = (column > row) & (column < start + size)
+    return tl.where(upper_half(size, C), upper, lower)
 
 
 @triton.jit
-def upper_half(C: tl.constexpr, SIZE: tl.constexpr):
-    """[C, 1]: the token is in the upper half of its 2 * SIZE tokens."""
-    return (tl.arange(0, C)[:, None] // SIZE) % 2 == 1
+def upper_half(size, C: tl.constexpr):
+    """[C, 1]: the token is in the upper half of its 2 * size tokens; size is a power of two."""
+    return (tl.arange(0, C)[:, None] & size) != 0
 
 
 @triton.jit
-def together(C: tl.constexpr, SIZE: tl.constexpr):
-    """[C, C]: both tokens are among the same 2 * SIZE."""
-    return tl.arange(0, C)[:, None] // (2 * SIZE) == tl.arange(0, C)[None, :] // (2 * SIZE)
+def across_middle(size, C: tl.constexpr):
+    """[C, C]: the tokens are in different halves of the same 2 * size."""
+    apart = tl.arange(0, C)[:, None] ^ tl.arange(0, C)[None, :]
+    return (apart >= size) & (apart < 2 * size)
 
 
 @triton.jit
@@ -110,15 +107,14 @@ def channel_scores(query, key, log_decay, C: tl.constexpr, BONUS: tl.constexpr, 
                    PRECISION: tl.constexpr, TERMS: tl.constexpr):
     """[C, C]: the part of these channels in the scores of earlier tokens, each channel with its own decay."""
     scores = tl.zeros((C, C), tl.float32)
-    query, key = query.to(tl.float32), key.to(tl.float32)
-    for level in tl.static_range(0, 6):
-        if 2**level < C:
-            decay = tl.exp(summed(to_middle(C, 2**level, BONUS), log_decay, TERMS))
-            upper = upper_half(C, 2**level)
-            reader = tl.where(upper, query * decay, 0.0).to(DOT)
-            writer = tl.where(upper, 0.0, key * decay).to(DOT)
-            step = tl.dot(reader, tl.trans(writer), input_precision=PRECISION)
-            scores += tl.where(together(C, 2**level), step, 0.0)
+    size = 1
+    while size < C:
+        moved = tl.where(upper_half(size, C), query, key).to(tl.float32)
+        moved = (moved * tl.exp(summed(to_middle(size, C, BONUS), log_decay, TERMS))).to(DOT)
+        step = tl.dot(moved, tl.trans(moved), input_precision=PRECISION)
+        scores += tl.where(across_middle(size, C), step, 0.0)
+        size *= 2
+    scores = tl.where(tl.arange(0, C)[:, None] > tl.arange(0, C)[None, :], scores, 0.0)
     return scores
 
 

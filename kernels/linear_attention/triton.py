@@ -34,8 +34,10 @@ class Plan:
     precision: str
 
 
-# By padded width, the larger of the two; the last one holds for all wider ones.
-_HALF = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 2, 2), 64: Tiles(64, 64, 4, 8)}
+# By padded width, the larger of the two; the last one holds for all wider ones. For one decay a head or none, for one a
+# channel, and for products of float32.
+_HALF = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 2, 2), 64: Tiles(64, 64, 4, 4)}
+_HALF_BY_CHANNEL = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 2, 2), 64: Tiles(32, 64, 4, 4)}
 _SINGLE = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 4, 4)}
 # `states`: keys of a tile, warps, and chunks whose loads are under way.
 _STATE_ROWS, _STATE_WARPS, _STATE_STAGES = 16, 2, 4
@@ -43,11 +45,12 @@ _PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "tf
 _TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 
 
-def plan(q: Tensor, k: Tensor, v: Tensor) -> Plan:
+def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> Plan:
     """Products of bfloat16 operands are bfloat16's, those of others tf32's, for float32 in three terms."""
     wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     dot = torch.bfloat16 if wide == torch.bfloat16 else torch.float32
-    table = _HALF if dot == torch.bfloat16 else _SINGLE
+    half = _HALF_BY_CHANNEL if log_decay is not None and log_decay.ndim == 4 else _HALF
+    table = half if dot == torch.bfloat16 else _SINGLE
     tiles = table[min(max(table), max(16, triton.next_power_of_2(max(k.shape[-1], v.shape[-1]))))]
     key, value = (-(-x.shape[-1] // tiles.part) * tiles.part for x in (k, v))
     return Plan(tiles, key, value, dot, _PRECISIONS[wide])
@@ -98,6 +101,11 @@ def _scan(
     )  # fmt: skip
 
 
+def _device(x: Tensor) -> torch.cuda.device:
+    """Launches go to the current device."""
+    return torch.cuda.device(x.device if x.is_cuda else -1)
+
+
 def _operand(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
@@ -108,20 +116,21 @@ def _forward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output and final state, and for the backward pass: before, kept, scores, sound."""
-    p, results = plan(q, k, v), _empty(q, k, v, log_decay)
+    p, results = plan(q, k, v, log_decay), _empty(q, k, v, log_decay)
     out, after, before, kept, scores, sound = results
     q, k, v, log_decay, bonus = _rows(q), _rows(k), _rows(v), _operand(log_decay), _operand(bonus)
     (_, length, heads, key), value = q.shape, v.shape[-1]
     sizes = (*_strides(q, k, v), length, heads, sound.shape[1], key, value)
     common = _common(p, q, v, log_decay, bonus)
     addition = torch.empty_like(before)
-    forward_kernels.additions[(sound.numel(),)](
-        q, k, v, log_decay, bonus, addition, kept, scores, sound, scale, *sizes, **common
-    )
-    _scan(p, addition, kept, _operand(initial_state), before, after, log_decay, backward=False)
-    forward_kernels.outputs[(sound.numel(), p.value // p.tiles.part)](
-        q, k, v, log_decay, bonus, before, scores, sound, out, scale, *sizes, **common
-    )
+    with _device(q):
+        forward_kernels.additions[(sound.numel(),)](
+            q, k, v, log_decay, bonus, addition, kept, scores, sound, scale, *sizes, **common
+        )
+        _scan(p, addition, kept, _operand(initial_state), before, after, log_decay, backward=False)
+        forward_kernels.outputs[(sound.numel(), p.value // p.tiles.part)](
+            q, k, v, log_decay, bonus, before, scores, sound, out, scale, *sizes, **common
+        )
     return results
 
 
@@ -136,7 +145,7 @@ def _(
 def _empty(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    p = plan(q, k, v)
+    p = plan(q, k, v, log_decay)
     batch, length, heads, key = q.shape
     chunk, value = p.tiles.chunk, v.shape[-1]
     rows, chunks = batch * heads, -(-length // chunk)
@@ -158,9 +167,8 @@ def _backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, log_decay and bonus (empty without them) and initial_state."""
-    p, (q_grad, k_grad, v_grad, decay_grad, bonus_grad, state_grad) = plan(q, k, v), _empty_grads(
-        q, k, v, log_decay, bonus
-    )
+    p, results = plan(q, k, v, log_decay), _empty_grads(q, k, v, log_decay, bonus)
+    q_grad, k_grad, v_grad, decay_grad, bonus_grad, state_grad = results
     q, k, v, log_decay, bonus = _rows(q), _rows(k), _rows(v), _operand(log_decay), _operand(bonus)
     out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else _rows(out_grad)
     (batch, length, heads, key), value = q.shape, v.shape[-1]
@@ -173,24 +181,25 @@ def _backward(
     by_chunk = q.new_empty(batch, heads, chunks, key if bonus is not None else 0, dtype=torch.float32)
     addition, states_grad = torch.empty_like(before), torch.empty_like(before)
     scores_grad = before.new_empty(rows, chunks, chunk, chunk)
-    backward_kernels.adjoint_additions[(sound.numel(),)](
-        q, v, log_decay, sound, out_grad, addition, scores_grad, scale, *_strides(q, v, out_grad), *sizes, **common
-    )
-    _scan(p, addition, kept, _operand(after_grad), states_grad, state_grad, log_decay, backward=True)
-    backward_kernels.gradients[(sound.numel(), parts)](
-        q, k, v, log_decay, bonus, before, sound, out_grad, states_grad, scores_grad, q_grad, k_grad, by_part, by_chunk,
-        scale, batch * length * heads, *_strides(q, k, v, out_grad), *sizes,
-        **(common | {"num_warps": p.tiles.gradient_warps}),
-    )  # fmt: skip
-    backward_kernels.value_gradients[(sound.numel(), p.value // p.tiles.part)](
-        q, k, log_decay, bonus, scores, sound, out_grad, states_grad, v_grad, scale, *_strides(q, k, out_grad), *sizes,
-        **common,
-    )  # fmt: skip
+    with _device(q):
+        backward_kernels.adjoint_additions[(sound.numel(),)](
+            q, v, log_decay, sound, out_grad, addition, scores_grad, scale, *_strides(q, v, out_grad), *sizes, **common
+        )
+        _scan(p, addition, kept, _operand(after_grad), states_grad, state_grad, log_decay, backward=True)
+        backward_kernels.gradients[(sound.numel(), parts)](
+            q, k, v, log_decay, bonus, before, sound, out_grad, states_grad, scores_grad,
+            q_grad, k_grad, by_part, by_chunk, scale, batch * length * heads, *_strides(q, k, v, out_grad), *sizes,
+            **(common | {"num_warps": p.tiles.gradient_warps}),
+        )  # fmt: skip
+        backward_kernels.value_gradients[(sound.numel(), p.value // p.tiles.part)](
+            q, k, log_decay, bonus, scores, sound, out_grad, states_grad, v_grad, scale,
+            *_strides(q, k, out_grad), *sizes, **common,
+        )  # fmt: skip
     if scalar:
         decay_grad.copy_(by_part.sum(0))
     if bonus is not None:
         bonus_grad.copy_(by_chunk.sum((0, 2)))
-    return q_grad, k_grad, v_grad, decay_grad, bonus_grad, state_grad
+    return results
 
 
 @_backward.register_fake

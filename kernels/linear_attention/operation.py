@@ -1,0 +1,88 @@
+"""Linear attention: picks the way it is computed."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from kernels.linear_attention import chunked
+from kernels.operands import fused_allowed
+from kernels.packing import packed
+
+# Set it once tests/kernels/test_linear_attention_kernels.py has passed on a GPU.
+_VERIFIED = False
+_WIDEST = 256
+_TYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def linear_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor | None = None,
+    *,
+    bonus: Tensor | None = None,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    chunk_size: int = 64,
+    cu_seqlens: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """S_t = diag(exp(log_decay_t)) S_{t-1} + k_t v_t^T, o_t = scale S_t^T q_t.
+
+    With `bonus` u: o_t = scale (S_{t-1} + diag(u) k_t v_t^T)^T q_t, the state before token t decays and updates it.
+    RetNet (arXiv 2307.08621) and Mamba-2 (arXiv 2405.21060) have one decay a head, GLA (arXiv 2312.06635) one a
+    channel, RWKV-6 (arXiv 2404.05892) one a channel and a bonus.
+
+    bfloat16, float16 and float32 to widths of 256, on a GPU: Triton kernels (`triton.py`), once verified there. Else
+    `chunked.py`.
+
+    Args:
+        q: [batch, length, heads, key].
+        k: [batch, length, heads, key].
+        v: [batch, length, heads, value].
+        log_decay: [batch, length, heads] or [batch, length, heads, key] natural logarithms, at most 0 (-inf forgets
+            all), or None for no decay.
+        bonus: [heads, key] or None.
+        scale: of the output; key ** -0.5 by default.
+        initial_state: [batch, heads, key, value] or None for zeros.
+        chunk_size: tokens computed at once; changes speed and rounding only; the Triton kernels have their own.
+        cu_seqlens: [sequences + 1] integers: the operands are one row of sequences laid end to end, sequence i from
+            cu_seqlens[i] up to cu_seqlens[i + 1], each computed as if it were alone; then there is one state a
+            sequence. They are computed in batches of similar length (`kernels.packing.packed`).
+
+    Returns:
+        o [batch, length, heads, value] in v's dtype, and the final state [batch, heads, key, value], float64 for
+        float64 v and float32 otherwise. After a non-finite k, v or log_decay all results of its head are nan.
+
+    Raises:
+        ValueError: shapes that disagree, chunk_size below 1, cu_seqlens that do not fit.
+        TypeError: an operand that is not floating point.
+    """
+    if cu_seqlens is not None:
+        run = partial(linear_attention, bonus=bonus, scale=scale, chunk_size=chunk_size)
+        out, last = packed("linear_attention", run, cu_seqlens, (q, k, v, log_decay), initial_state)
+        return out, last
+    operands = [q, k, v, log_decay, bonus, initial_state]
+    if not (_VERIFIED and _on_gpu(operands)):
+        return chunked.linear_attention(
+            q, k, v, log_decay, bonus=bonus, scale=scale, initial_state=initial_state, chunk_size=chunk_size
+        )
+    chunked.check_operands(q, k, v, log_decay, bonus, initial_state)
+    if chunk_size < 1:
+        raise ValueError(f"linear_attention: chunk_size is {chunk_size}, expected at least 1")
+    # Here, because importing Triton takes time that only work on a GPU should spend.
+    from kernels.linear_attention import triton
+
+    return triton.linear_attention(q, k, v, log_decay, bonus=bonus, scale=scale, initial_state=initial_state)
+
+
+def _on_gpu(operands: list[Tensor | None]) -> bool:
+    """Whether the Triton kernels can take them."""
+    given = [x for x in operands if x is not None]
+    return (
+        fused_allowed()
+        and all(x.is_cuda and x.dtype in _TYPES for x in given)
+        and all(0 < x.shape[-1] <= _WIDEST for x in given[:3] if x.ndim)
+    )
