@@ -38,7 +38,7 @@ class Plan:
 # channel, and for products of float32.
 _HALF = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 2, 2), 64: Tiles(64, 64, 4, 4)}
 _HALF_BY_CHANNEL = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 2, 2), 64: Tiles(32, 64, 4, 4)}
-_SINGLE = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 4, 4)}
+_SINGLE = {16: Tiles(32, 16, 2, 2), 32: Tiles(32, 32, 4, 4)}
 # `states`: keys of a tile, warps, and chunks whose loads are under way.
 _STATE_ROWS, _STATE_WARPS, _STATE_STAGES = 16, 2, 4
 _PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "tf32x3"}
