@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -206,3 +207,14 @@ def test_by_the_interpreter() -> None:
         words, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+def test_compiles_for_hopper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter accepts more than the compiler does."""
+    pytest.importorskip("triton")
+    from tests.kernels import compile_linear_attention
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compile_linear_attention.main(["bfloat16", "32"])
