@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from asiarch_hpc import cli
@@ -39,3 +41,10 @@ def test_what_a_command_does_not_know_is_refused(command: str, capsys: pytest.Ca
         cli.main(command.split())
     assert ended.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["corpora", "kernels"])
+def test_folders_beside_the_runs_are_no_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["explore", "--config", "smoke", "--run", name, "--results", str(tmp_path)]) == 1
+    assert "run name" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -32,6 +32,7 @@ def evaluation_problems(evaluation: EvaluationConfig, where: str) -> list[tuple[
     counted = means.get(evaluation.benchmark, [])
     return [
         (len(set(tasks)) == len(tasks), f"{where}.tasks={tasks}: each task once"),
+        (evaluation.devices >= 0, f"{where}.devices={evaluation.devices}: a number of processes, or 0 for all GPUs,"),
         (evaluation.limit >= 0, f"{where}.limit={evaluation.limit}: a number of documents, or 0 for all,"),
         (all(means.values()), f"{where}.averages={means}: at least one task in each"),
         (

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from asiarch_hpc.errors import ConfigError
 
+SHARED = ("corpora", "kernels")  # folders beside the runs
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -130,9 +131,9 @@ class RunLayout:
         Raises:
             ConfigError: a name that is no plain folder name.
         """
-        if not RUN_NAME.fullmatch(run) or run == "corpora":
+        if not RUN_NAME.fullmatch(run) or run in SHARED:
             raise ConfigError(
-                f"run name {run!r}: letters, digits, '_', '-' and '.' were expected (at most 64, not 'corpora')"
+                f"run name {run!r}: letters, digits, '_', '-' and '.' were expected (at most 64, none of {SHARED})"
             )
         return cls((results / run).absolute())
 
