@@ -108,5 +108,5 @@ class AgentsConfig:
     wait_s: float = 900.0  # while no endpoint is up; then the job ends and is started again
     tokens_per_job: int = 400_000
     tokens: int = 0  # budget of the whole run; 0: none
-    gpu_seconds: float = 0.0  # budget of trainings and servers; 0: none
+    gpu_seconds: float = 0.0  # budget of all jobs that hold GPUs; 0: none
     health_s: float = 60.0  # a server that has not been seen for this long is not used

@@ -318,7 +318,7 @@ class Controller:
     def _gpu_seconds(self, event: Event) -> Event:
         """What a job's end costs the run's budget of GPU seconds."""
         busy = self.state.busy.get(event.get("key", ""))
-        ends = ("trained", "failed", "served", "lost", "interrupted")
+        ends = ("proposed", "trained", "assessed", "failed", "served", "lost", "interrupted")
         if busy is None or event["event"] not in ends or not (gpus := works.gpus_of(busy, self.config)):
             return {}
         seconds = event.get("seconds", self._clock() - busy.submitted)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterator
 from statistics import fmean
 
-from asiarch_hpc.config import Config, at_stage, proposers, uses_agents
+from asiarch_hpc.config import Config, ResourceConfig, at_stage, proposers, uses_agents
 from asiarch_hpc.controller import stages
 from asiarch_hpc.controller.state import Busy, ExperimentState, RunState, WorkSpec
 from asiarch_hpc.controller.trials import all_baselines, baseline_names, complete, trials_of
@@ -62,12 +62,10 @@ def talks(kind: str, proposer: str | None) -> bool:
 
 def gpus_of(busy: Busy, config: Config) -> int:
     """GPUs that a job holds; a server has its own number."""
-    if busy.kind == "train":
-        resources = at_stage(config, busy.work.get("scale")).executor.train
-        return resources.gpus * resources.nodes
     if busy.kind == "serve":
         return next((s.gpus for s in config.agents.servers if busy.key.startswith(f"serve-{s.name}-")), 0)
-    return 0
+    resources: ResourceConfig = getattr(at_stage(config, busy.work.get("scale")).executor, busy.kind)
+    return resources.gpus * resources.nodes
 
 
 def spent(state: RunState, config: Config, now: float) -> str | None:

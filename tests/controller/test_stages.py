@@ -294,6 +294,13 @@ def test_a_stage_asks_for_its_own_resources(tmp_path: Path) -> None:
     assert controller.state.gpu_seconds == trained * 8
 
 
+def test_a_gate_on_a_gpu_costs_gpu_seconds_too(tmp_path: Path) -> None:
+    config = config_of()
+    config.executor.propose.gpus = 1
+    state = drive(tmp_path / "run", config).state
+    assert state.gpu_seconds == sum(key.startswith("propose-") for key in state.outcomes) > 0
+
+
 def test_gpu_seconds_that_are_used_up_end_the_run_before_a_stage(tmp_path: Path) -> None:
     config = config_of()
     config.executor.train.gpus = 1
