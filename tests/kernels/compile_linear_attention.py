@@ -61,27 +61,32 @@ def report(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any]) -> 
     return f"{warps} warps, shared {built.metadata.shared:6}, registers {found[1]:>3}, spilled {found[2]:>4}"
 
 
+def launches(dtype: torch.dtype, width: int, form: str) -> list[tuple[Any, tuple[Any, ...], dict[str, Any]]]:
+    """Kernel, arguments and options of each launch of a forward and backward pass, none of which happens."""
+    found = []
+
+    def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        found.append((kernel, arguments, options))
+
+    def draw(*axes: int) -> Tensor:
+        return torch.zeros(axes, dtype=dtype, requires_grad=True)
+
+    operands = {name: draw(2, 80, 4, width) for name in "qkv"}
+    if not form.startswith("none"):
+        operands["log_decay"] = draw(2, 80, 4, *([width] if form.startswith("diagonal") else []))
+    if form.endswith("bonus"):
+        operands["bonus"] = draw(4, width)
+    with patch.object(triton.JITFunction, "run", record):
+        torch.autograd.grad(linear_attention(**operands)[0].sum(), list(operands.values()))
+    return found
+
+
 def main(words: list[str]) -> None:
     dtype = getattr(torch, words[0]) if words else torch.bfloat16
     for width in [int(word) for word in words[1:]] or [16, 32, 64, 128]:
         for form in FORMS:
-            launches: list[tuple[Any, tuple[Any, ...], dict[str, Any]]] = []
-
-            def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool, _to: Any = launches, **rest: Any) -> None:
-                _to.append((kernel, arguments, rest))
-
-            def draw(*axes: int) -> Tensor:
-                return torch.zeros(axes, dtype=dtype, requires_grad=True)
-
-            operands = {name: draw(2, 80, 4, width) for name in "qkv"}
-            if form.startswith(("scalar", "diagonal")):
-                operands["log_decay"] = draw(2, 80, 4, *([width] if form.startswith("diagonal") else []))
-            if form.endswith("bonus"):
-                operands["bonus"] = draw(4, width)
-            with patch.object(triton.JITFunction, "run", record):
-                torch.autograd.grad(linear_attention(**operands)[0].sum(), list(operands.values()))
-            for kernel, arguments, rest in launches:
-                print(f"{width:4} {form:15} {kernel.__name__:18} {report(kernel, arguments, rest)}", flush=True)
+            for launch in launches(dtype, width, form):
+                print(f"{width:4} {form:15} {launch[0].__name__:18} {report(*launch)}", flush=True)
 
 
 if __name__ == "__main__":
