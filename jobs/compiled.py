@@ -9,8 +9,8 @@ training into another, or into its evaluation beside the weights that were hashe
 from __future__ import annotations
 
 import os
-import tarfile
 import tempfile
+import zipfile
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,14 +25,14 @@ def environment(folder: Path) -> dict[str, str]:
 def unpack(archives: Path, baseline: str, folder: Path) -> None:
     """Puts what an earlier training of a baseline compiled into `folder`; nothing where that is missing or damaged."""
     folder.mkdir(parents=True, exist_ok=True)
-    # What cannot be read is compiled again.
-    with suppress(OSError, tarfile.TarError), tarfile.open(archives / f"{baseline}.tar") as archive:
-        archive.extractall(folder, filter="data")
+    # What cannot be read is compiled again. A zip file holds no links, and its paths are kept inside the folder.
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archives / f"{baseline}.zip") as archive:
+        archive.extractall(folder)
 
 
 def pack(folder: Path, archives: Path, baseline: str) -> None:
     """Keeps what a training of a baseline compiled, unless an earlier one did. A full disk is no reason to fail."""
-    target = archives / f"{baseline}.tar"
+    target = archives / f"{baseline}.zip"
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     if target.exists() or not files:
         return
@@ -40,9 +40,9 @@ def pack(folder: Path, archives: Path, baseline: str) -> None:
         archives.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(prefix=".draft-", dir=archives)
         try:
-            with os.fdopen(handle, "wb") as file, tarfile.open(fileobj=file, mode="w") as archive:
+            with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:
                 for path in files:
-                    archive.add(path, arcname=str(path.relative_to(folder)), recursive=False)
+                    archive.write(path, path.relative_to(folder))
             os.replace(draft, target)
         except OSError:
             os.unlink(draft)

@@ -32,7 +32,7 @@ def test_nothing_is_kept_of_nothing_and_the_first_stays(tmp_path: Path) -> None:
 
 
 def test_a_missing_or_damaged_archive_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "a.tar").write_bytes(b"no archive")
+    (tmp_path / "a.zip").write_bytes(b"no archive")
     for baseline in ("a", "missing"):
         compiled.unpack(tmp_path, baseline, tmp_path / "back")
         assert list((tmp_path / "back").iterdir()) == []
@@ -54,4 +54,4 @@ def test_what_a_candidates_code_wrote_is_not_kept(
     message = trials.message_of(entry)
     assert message["status"] == "ok", message
     kept = tmp_path / "kernels" / "smoke"
-    assert [path.stem for path in kept.glob("*.tar")] == ([identifier] if reference is None else [])
+    assert [path.stem for path in kept.glob("*.zip")] == ([identifier] if reference is None else [])
