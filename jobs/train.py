@@ -191,6 +191,8 @@ def _evaluate(training: Training, outcome: dict[str, Any]) -> Evaluation:
             training.reference,
         )
     except EvaluationError as error:
+        if training.attempt.should_stop():  # Slurm's SIGTERM reaches the model's processes as well
+            raise StoppedError(f"{training.trial.root.name}: stopped while it was evaluated: {error}") from error
         raise FailedTrialError("evaluation", "refused", str(error)) from error
 
 

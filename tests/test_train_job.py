@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
-from asiarch_hpc.records import Json
+from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.records import Evaluation, Json
 from asiarch_hpc.store.files import read_json, write_json
+from jobs import train
+from jobs.entry import Attempt
 from tests.controller.simulated import SimulatedJobs
 from tests.trials import message_of, one_design, training
 
@@ -44,6 +49,25 @@ def test_what_no_design_could_do_here_stops_the_run_and_blames_none(tmp_path: Pa
     assert (message["status"], message["cause"]) == ("fatal", "ConfigError"), message
     assert "scale.precision='fp8'" in message["message"]
     assert not layout.experiment(identifier).trial("smoke-s0").failure.exists()
+
+
+@pytest.mark.parametrize("told", [True, False], ids=["told to stop", "by itself"])
+def test_an_evaluation_that_was_told_to_stop_is_no_fault_of_the_design(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: bool
+) -> None:
+    """Preempted, or at its time limit: all processes of the job get the signal, the model's as well."""
+
+    def ended(attempt: Attempt, *rest: object) -> Evaluation:
+        if told:
+            os.kill(os.getpid(), signal.SIGTERM)
+        raise EvaluationError("the model's process ended: killed by SIGTERM")
+
+    monkeypatch.setattr(train, "_train", lambda training: {"weights_sha256": ""})
+    monkeypatch.setattr(train, "evaluate_trial", ended)
+    layout, identifier = one_design(tmp_path)
+    message = message_of(training(layout, identifier))
+    assert message["status"] == ("interrupted" if told else "failed"), message
+    assert layout.experiment(identifier).trial("smoke-s0").failure.exists() == (not told)
 
 
 def test_records_that_do_not_belong_together_are_not_believed(payload: Json) -> None:
