@@ -128,7 +128,7 @@ class Entry:
         except StoppedError as error:
             if _requeue(attempt):
                 return
-            message = {"status": "interrupted", "message": str(error), "tokens": getattr(error, "tokens", 0)}
+            message = _interruption(error)
         except NoServerError as error:
             message = _failure("away", error)
         except FATAL as error:
@@ -137,6 +137,8 @@ class Entry:
             message = _failure("failed", error)
         except Exception as error:  # a defect of ours or of the machine: reported whole, tried again
             message = _failure("error", error)
+            if attempt.should_stop():  # Slurm's SIGTERM reaches all of a job's processes, and ends sandboxes at once
+                message = _interruption(error)
         message |= {
             "job": self.job,
             "work": self.work,
@@ -171,6 +173,10 @@ def _end_tasks() -> None:
     """Lets srun end the job's other tasks, which may still wait for this one: it does so when a task fails."""
     if under_srun():
         raise SystemExit(1)
+
+
+def _interruption(error: Exception) -> Json:
+    return {"status": "interrupted", "message": str(error), "tokens": getattr(error, "tokens", 0)}
 
 
 def _failure(status: str, error: Exception) -> Json:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,11 @@ def be_interrupted(attempt: Attempt, arguments: Json) -> Json:
     raise StoppedError("at step 7")
 
 
+def lose_a_child_when_told_to_stop(attempt: Attempt, arguments: Json) -> Json:
+    os.kill(os.getpid(), signal.SIGTERM)
+    raise ChildProcessError("the training's process was killed by signal 9")
+
+
 def be_replaced(attempt: Attempt, arguments: Json) -> Json:
     (attempt.layout.attempts(attempt.work) / "002.000").touch()
     return {}
@@ -60,6 +66,10 @@ def run(layout: RunLayout, function: str, submission: int = 1) -> Json | None:
         ("fail_fatally", {"status": "fatal", "cause": "CorpusError", "message": "/data: not found"}),
         ("fail_somehow", {"status": "error", "cause": "ZeroDivisionError"}),
         ("be_interrupted", {"status": "interrupted", "message": "at step 7"}),
+        (
+            "lose_a_child_when_told_to_stop",
+            {"status": "interrupted", "message": "the training's process was killed by signal 9"},
+        ),
     ],
 )
 def test_each_end_has_its_message(tmp_path: Path, function: str, expected: Json) -> None:
