@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from asiarch_hpc.agents.draft import Draft
-from asiarch_hpc.errors import RecordError
+from asiarch_hpc.errors import RecordError, StoppedError
 from asiarch_hpc.records import Experiment, GateReport, Json, from_json, to_json
 from asiarch_hpc.store.experiments import read_experiment, write_experiment
 from asiarch_hpc.store.files import read_json
@@ -26,8 +26,14 @@ def store(
     prints: Json | None = None,
 ) -> Json:
     """Writes the experiment and gives the job's payload; one that an earlier attempt at this very work wrote is taken
-    over."""
+    over.
+
+    Raises:
+        StoppedError: told to stop, and the gate's process was ended before the design could be judged.
+    """
     attempt.check_current()
+    if attempt.should_stop() and any(finding.code == "sandbox.killed" for finding in report.findings):
+        raise StoppedError(f"{record.name}: stopped in the gate, without a verdict")
     lineage = {"operator": record.operator, "parents": record.parents, "references": record.references}
     exchanges = collect_exchanges(attempt.layout, attempt.work, rows) if rows else []
     written = write_experiment(
