@@ -168,6 +168,14 @@ def _train(training: Training) -> dict[str, Any]:
     for path, limit in ((trial_weights(trial), None), (trial.metrics, METRICS_BYTES)):
         if not _left_by_training(path, limit):
             raise FailedTrialError("training", "output", f"{path.name}: not the file that a training leaves")
+    counted, tolerance = training.gate.parameters, training.space.config.gate.parameter_tolerance
+    if counted and not abs(result["parameters"] / counted - 1) <= tolerance:
+        raise FailedTrialError(
+            "training",
+            "size",
+            f"{result['parameters']} parameters were trained, {counted} were counted at dim {training.gate.dim} and "
+            f"depth {training.gate.depth} when its size was matched; build the same parameters wherever it is built",
+        )
     if answer.rung == "limits":
         print("the design's code was held by limits alone: it could read and change whatever this user can")
     return {**result, "sandbox": answer.rung, "network": training.opens_network(result["ranks"])}

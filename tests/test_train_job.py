@@ -70,6 +70,16 @@ def test_an_evaluation_that_was_told_to_stop_is_no_fault_of_the_design(
     assert layout.experiment(identifier).trial("smoke-s0").failure.exists() == (not told)
 
 
+def test_a_design_is_as_large_as_it_was_counted(tmp_path: Path) -> None:
+    """At the scale of a stage it is counted without being allocated, which a constructor can tell."""
+    layout, identifier = one_design(tmp_path, "scale.steps=2", "scale.warmup_steps=1")
+    path = layout.experiment(identifier).gate
+    write_json(path, {**read_json(path), "parameters": 100})
+    message = message_of(training(layout, identifier))
+    assert (message["status"], message["cause"]) == ("failed", "size"), message
+    assert "100 were counted at dim 16 and depth 1" in message["message"]
+
+
 def test_records_that_do_not_belong_together_are_not_believed(payload: Json) -> None:
     path = payload["trial"].evaluation
     write_json(path, {**read_json(path), "loss": 0.1})
