@@ -15,6 +15,7 @@ from asiarch_hpc.gate.sandbox import choose_rung, containment
 from asiarch_hpc.store.layout import RunLayout, TrialLayout
 from jobs import train
 from jobs.entry import Attempt
+from jobs.training import Training
 from jobs.workspace import Workspace
 from tests.gate.conftest import sleepers
 
@@ -68,10 +69,13 @@ def test_training_and_evaluation_hold_what_the_gate_let_through(
     attempt = Attempt(RunLayout(tmp_path), "train", "work", 0, 0, mmap.mmap(-1, 1))
     attempt.claim()
 
-    outcome = train._train(attempt, space, trial, source, gate, 0)
+    training = Training(
+        attempt=attempt, space=space, trial=trial, source=source, gate=gate, seed=0, beside=None, reference=None
+    )
+    outcome = train._train(training)
     assert outcome["sandbox"] == rung
     assert sorted(os.listdir(trial.root)) == ["live", "metrics.jsonl"]
-    evaluation = train._evaluate(attempt, space, trial, source, gate, 0, outcome)
+    evaluation = train._evaluate(training, outcome)
     assert evaluation.weights_sha256 == outcome["weights_sha256"]
     assert sorted(os.listdir(trial.root)) == ["live", "metrics.jsonl"]
     assert sleepers(mark) == []
