@@ -2,7 +2,7 @@
 
 A checkpoint file is the hexadecimal SHA-256 of its payload, a line break, and the payload (`torch.save`). The
 one before stays beside it as `<name>.previous`, so that a file damaged by a dying node costs one interval only.
-Nothing is held in memory a second time: the state of 340M parameters takes 5 GB.
+Writing and reading hold nothing in memory a second time: the state of 340M parameters takes 5 GB.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine, choose_
 from asiarch_hpc.training.micro_batch import is_out_of_memory
 from asiarch_hpc.training.monitor import Cause, Monitor, Peers, TrainingStoppedError
 from asiarch_hpc.training.prefetch import Prefetcher
+from asiarch_hpc.training.saving import Saver
 from asiarch_hpc.training.schedule import learning_rate
 from asiarch_hpc.training.world import World, is_lost_peer
 
@@ -218,8 +219,11 @@ class _Run:
     def go(self, on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]) -> bool:
         """Runs to the last step (True) or until asked to stop (False); either way a checkpoint is left."""
         self._resume()
-        with self._source() as batches:
-            return self._steps(batches, on_metrics, should_stop)
+        with self._source() as batches, Saver(self._path) as saver:
+            finished = self._steps(batches, saver, on_metrics, should_stop)
+            self._save(saver)
+            saver.finish()
+        return finished
 
     def _source(self) -> AbstractContextManager[Callable[[int], Batch]]:
         """Where batches come from: a GPU works on while the next ones are prepared."""
@@ -239,7 +243,11 @@ class _Run:
         )
 
     def _steps(
-        self, batch_of: Callable[[int], Batch], on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]
+        self,
+        batch_of: Callable[[int], Batch],
+        saver: Saver,
+        on_metrics: Callable[[Json], None],
+        should_stop: Callable[[], bool],
     ) -> bool:
         scale = self._scale
         saved_at = self._landed_at = self._clock()
@@ -250,10 +258,10 @@ class _Run:
                 if flight is not None:
                     self._land(flight, on_metrics)
                     flight = None
-                self._save()
+                if stop:
+                    return False
+                self._save(saver)
                 saved_at = self._landed_at = self._clock()
-            if stop:
-                return False
             launched = self._launch(batch_of(step), step)
             if flight is not None:
                 self._land(flight, on_metrics)
@@ -263,7 +271,6 @@ class _Run:
                 flight = None
         if flight is not None:
             self._land(flight, on_metrics)
-        self._save()
         return True
 
     def _launch(self, batch: Batch, step: int) -> _Flight:
@@ -320,10 +327,13 @@ class _Run:
         progress.seconds += seconds
         progress.last_losses = [*progress.last_losses, loss][-_FINAL_WINDOW:]
 
-    def _save(self) -> None:
+    def _save(self, saver: Saver) -> None:
         state = {"identity": self._identity, "progress": asdict(self.progress), "engine": self.engine.state()}
-        if self._world.rank == 0:
-            checkpoint.save(state, self._path)
+        if self._world.rank > 0:
+            return
+        saver.begin(state)
+        if self.engine.device == "cpu":  # a thread beside it would only take its time
+            saver.finish()
 
     def _resume(self) -> None:
         state = checkpoint.load(self._path, identity=self._identity)
