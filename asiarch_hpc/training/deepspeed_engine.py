@@ -22,7 +22,7 @@ from asiarch_hpc.training.backbone import LanguageModel
 from asiarch_hpc.training.checkpoint import State
 from asiarch_hpc.training.data import Batch
 from asiarch_hpc.training.engine import StepResult, choose_device, clip_and_update, make_optimizer
-from asiarch_hpc.training.micro_batch import fit_micro_batch, trial_pass
+from asiarch_hpc.training.micro_batch import fitting_rows, is_out_of_memory
 from asiarch_hpc.training.monitor import TrainingStoppedError
 from asiarch_hpc.training.objective import Objective
 from asiarch_hpc.training.world import World, is_lost_peer
@@ -195,7 +195,7 @@ class DeepSpeedEngine:
             loss, _ = self._objective.loss(inputs, targets, tokens=batch.global_tokens, share=1.0, documents=documents)
             loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError) or is_lost_peer(error):
+            if is_out_of_memory(error) or is_lost_peer(error):
                 raise
             failure = error
         self._model.zero_grad(set_to_none=True)
@@ -205,14 +205,12 @@ class DeepSpeedEngine:
 
     def _fitting_rows(self) -> int:
         """Rows of a pass that every process can take."""
-        scale, device = self._scale, self._torch_device
-        rows = fit_micro_batch(
-            trial_pass(self._objective, length=scale.length, vocab=self._model.vocab, device=device),
+        rows = fitting_rows(
+            self._objective,
             self._model,
-            rows=scale.batch_size // self._world.size,
-            device=device,
-            share=scale.memory_share,
-            margin=scale.memory_margin,
+            self._scale,
+            rows=self._scale.batch_size // self._world.size,
+            device=self._torch_device,
             held_bytes=sum(p.numel() for p in self._model.parameters()) * _BUFFER_BYTES,
         )
         (least,) = self._world.least(rows)

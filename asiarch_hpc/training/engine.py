@@ -16,7 +16,7 @@ from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.training.backbone import LanguageModel
 from asiarch_hpc.training.checkpoint import State
 from asiarch_hpc.training.data import Batch
-from asiarch_hpc.training.micro_batch import fit_micro_batch, trial_pass
+from asiarch_hpc.training.micro_batch import fitting_rows, is_out_of_memory
 from asiarch_hpc.training.objective import Objective
 
 
@@ -112,23 +112,14 @@ class TorchEngine:
         self._model = model.to(self._torch_device).train()
         self._objective = Objective(model, scale, self._torch_device)
         self.precision = self._objective.precision
-        self.micro_batch = scale.micro_batch or self._fitting_rows(scale)
+        self.micro_batch = scale.micro_batch or fitting_rows(
+            self._objective, model, scale, rows=scale.batch_size, device=self._torch_device
+        )
         self._objective.compile()
         self._proven = not self._objective.compiled
         self._grad_clip = scale.grad_clip
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._optimizer = make_optimizer(model, scale)
-
-    def _fitting_rows(self, scale: ScaleConfig) -> int:
-        device = self._torch_device
-        return fit_micro_batch(
-            trial_pass(self._objective, length=scale.length, vocab=self._model.vocab, device=device),
-            self._model,
-            rows=scale.batch_size,
-            device=device,
-            share=scale.memory_share,
-            margin=scale.memory_margin,
-        )
 
     @property
     def compiled(self) -> bool:
@@ -139,7 +130,7 @@ class TorchEngine:
         try:
             nats = self._gradients(batch)
         except Exception as error:
-            if self._proven or isinstance(error, torch.cuda.OutOfMemoryError):
+            if self._proven or is_out_of_memory(error):
                 raise
             self._objective.fall_back(error)
             nats = self._gradients(batch)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from asiarch_hpc.config import ScaleConfig
+from asiarch_hpc.training.backbone import LanguageModel
 from asiarch_hpc.training.monitor import TrainingStoppedError
 from asiarch_hpc.training.objective import Objective
 
@@ -75,7 +77,7 @@ def fit_micro_batch(
     Passes are best uncompiled: compiled ones take no more, and each size would be compiled.
 
     Args:
-        run_pass: rows -> forward and backward pass of that many full rows, as `trial_pass` makes it; adds to the
+        run_pass: rows -> forward and backward pass of that many full rows, as `_trial_pass` makes it; adds to the
             gradients.
         model: on `device`.
         rows: of a whole step on this device.
@@ -101,7 +103,23 @@ def fit_micro_batch(
         return find_micro_batch(measure, rows=rows, budget_bytes=budget, margin=margin)
 
 
-def trial_pass(objective: Objective, *, length: int, vocab: int, device: torch.device) -> Callable[[int], None]:
+def fitting_rows(
+    objective: Objective, model: LanguageModel, scale: ScaleConfig, *, rows: int, device: torch.device,
+    held_bytes: int = 0,
+) -> int:  # fmt: skip
+    """`fit_micro_batch` for a training at a scale, before its objective is compiled."""
+    return fit_micro_batch(
+        _trial_pass(objective, length=scale.length, vocab=model.vocab, device=device),
+        model,
+        rows=rows,
+        device=device,
+        share=scale.memory_share,
+        margin=scale.memory_margin,
+        held_bytes=held_bytes,
+    )
+
+
+def _trial_pass(objective: Objective, *, length: int, vocab: int, device: torch.device) -> Callable[[int], None]:
     """What `fit_micro_batch` measures: forward and backward pass of full rows, of all token ids in turn."""
 
     def run_pass(rows: int) -> None:

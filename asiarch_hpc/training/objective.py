@@ -6,7 +6,7 @@ import logging
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.errors import ConfigError
@@ -85,16 +85,12 @@ class Objective:
         self.compiled = False
         torch._dynamo.reset()
         for block in self._model.blocks:
-            _uncompile(block)
+            block._compiled_call_impl = None
 
     def _autocast(self) -> AbstractContextManager[object]:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self._device.type, dtype=torch.bfloat16)
-
-
-def _uncompile(block: nn.Module) -> None:
-    block._compiled_call_impl = None
 
 
 def choose_precision(name: str, device: torch.device) -> str:

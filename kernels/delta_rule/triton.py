@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
@@ -11,6 +11,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 
 from kernels.delta_rule import backward_kernels, chunked, forward_kernels
+from kernels.second_order import second_derivatives
 
 
 @dataclass(frozen=True)
@@ -271,27 +272,15 @@ def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, 
     ctx.set_materialize_grads(False)
 
 
-def _derivatives(weighted: list[tuple[Tensor, Tensor]], of: list[Tensor]) -> tuple[Tensor, ...]:
-    results, weights = zip(*weighted, strict=True)
-    return torch.autograd.grad(results, of, weights, create_graph=True, allow_unused=True)
-
-
 def _differentiate_twice(ctx: Any, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
     """Second derivatives are those of the chunked form."""
-    with torch.enable_grad():
-        inputs = [None if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors]
-        operands = inputs[2:]
-        results = chunked.delta_rule(
-            *cast(list[Tensor], operands[:5]), scale=ctx.scale, initial_state=operands[5], normalise=ctx.normalise
-        )
-        outer = [(x, g) for x, g in zip(results, inputs[:2], strict=True) if g is not None]
-        known = [x for x in operands if x is not None]
-        first = iter(_derivatives(outer, known))
-        grads = [None if x is None else next(first) for x in operands]
-        inner = [(g, w) for g, w in zip(grads, weights, strict=True) if g is not None and w is not None]
-        known = [x for x in inputs if x is not None]
-        second = iter(_derivatives(inner, known))
-    return *(None if x is None else next(second) for x in inputs), *[None] * 7
+
+    def plain(*operands: Tensor) -> tuple[Tensor, Tensor]:
+        *tokens, initial_state = operands
+        return chunked.delta_rule(*tokens, scale=ctx.scale, initial_state=initial_state, normalise=ctx.normalise)
+
+    saved = ctx.saved_tensors
+    return *second_derivatives(plain, saved[:2], saved[2:], weights), *[None] * 7
 
 
 _forward.register_autograd(_differentiate, setup_context=_remember)

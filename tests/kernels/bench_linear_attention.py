@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_attention import chunked
-from tests.kernels.bench_delta_rule import SETS, TOLERANCE, milliseconds
-from tests.kernels.cases import error
+from tests.kernels.bench_delta_rule import measure
 
 BYTES_A_SECOND = 4.3e12  # of a copy on an H200
 Attention = Callable[..., Tensor]
@@ -99,37 +98,6 @@ def fused_fla(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None = None, 
     return fused_chunk_gla(q, k, v, log_decay)[0]
 
 
-def worst_error(size: Size, function: Attention) -> float:
-    operands = size.operands(batch=1)
-    exact = [x.detach().double().requires_grad_() for x in operands]
-    found, wanted = function(*operands), plain(*exact)
-    weight = torch.randn_like(found)
-    pairs = [(found, wanted)]
-    mine = torch.autograd.grad(found, operands, weight)
-    pairs += zip(mine, torch.autograd.grad(wanted, exact, weight.double()), strict=True)
-    return max(error(a, b) for a, b in pairs)
-
-
-def measure(size: Size, function: Attention) -> str:
-    try:
-        worst = worst_error(size, function)
-    except Exception as refusal:
-        return f"refused: {(str(refusal) or repr(refusal)).splitlines()[0][:60]}"
-    if not worst < TOLERANCE:
-        return f"wrong: {worst:.1e}"
-    sets = [size.operands() for _ in range(SETS)]
-    weight = torch.randn_like(sets[0][2])
-
-    def forward(index: int) -> None:
-        with torch.no_grad():
-            function(*sets[index])
-
-    def both(index: int) -> None:
-        torch.autograd.grad(function(*sets[index]), sets[index], weight)
-
-    return f"{milliseconds(forward):7.3f} {milliseconds(both):7.3f} ms, worst error {worst:.1e}"
-
-
 def main(words: list[str]) -> None:
     functions: dict[str, Attention] = {
         "ours": ours,
@@ -147,7 +115,7 @@ def main(words: list[str]) -> None:
         if words and not any(word in str(size) for word in words):
             continue
         for name, function in functions.items():
-            print(f"{size!s:38} {name:9} {measure(size, function)}", flush=True)
+            print(f"{size!s:38} {name:9} {measure(size, function, plain)}", flush=True)
         print(f"{'':38} bytes once: {size.floor_bytes() / BYTES_A_SECOND * 1e3:.3f} ms", flush=True)
 
 
