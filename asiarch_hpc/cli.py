@@ -258,7 +258,7 @@ def _print_board(state: RunState, config: Config) -> None:
         progress.rows(state),
         reference=state.stats[0] if state.stats else None,
         baselines=state.stats,
-        noise_factor=config.fitness.noise_factor,
+        noise_level=config.fitness.noise_level,
         width=width,
     )
     view.print_to(sys.stdout, board)
@@ -271,7 +271,7 @@ def _print_board(state: RunState, config: Config) -> None:
                 progress.stage_rows(name, state),
                 reference=stage.stats[0],
                 baselines=stage.stats,
-                noise_factor=config.fitness.noise_factor,
+                noise_level=config.fitness.noise_level,
                 width=width,
                 title=f"leaderboard of stage {name} ({config.stages[name].scale.steps} steps; speed as in exploration)",
                 legend=False,

@@ -1,16 +1,18 @@
 """Compiled kernels that the jobs of a run share, so that a training reaches its first step quickly.
 
-A training compiles into a folder of its own on the node's disk. What a baseline leaves there is packed into one file,
-named after it; its source is ours. Baselines begin with their own files, candidates with the reference baseline's.
-What a candidate's code could have written is never kept: through it a design would carry what it learned from one
-training into another, or into its evaluation beside the weights that were hashed (truth rule 1).
+A job compiles into a folder of its own on the node's disk. What the jobs of baselines leave there is packed, one file
+for each baseline and kind of job; their source is ours. All jobs begin with all of it. What a candidate's code could
+have written is never kept: through it a design would carry what it learned from one training into another, or into
+its evaluation beside the weights that were hashed (truth rule 1).
 """
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import zipfile
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,29 +24,57 @@ def environment(folder: Path) -> dict[str, str]:
     return {name: str(folder / part) for name, part in FOLDERS.items()}
 
 
-def unpack(archives: Path, baseline: str, folder: Path) -> None:
-    """Puts what an earlier training of a baseline compiled into `folder`; nothing where that is missing or damaged."""
+def unpack(archives: Path, folder: Path) -> None:
+    """Puts what the jobs of baselines compiled into `folder`; what is missing or damaged is compiled again."""
     folder.mkdir(parents=True, exist_ok=True)
-    # What cannot be read is compiled again. A zip file holds no links, and its paths are kept inside the folder.
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archives / f"{baseline}.zip") as archive:
-        archive.extractall(folder)
+    for archive in sorted(archives.glob("*.zip")):
+        # A zip file holds no links, and its paths are kept inside the folder.
+        with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as content:
+            content.extractall(folder)
+    for group in (folder / FOLDERS["TRITON_CACHE_DIR"]).glob("*/__grp__*"):
+        _relocate(group)
 
 
-def pack(folder: Path, archives: Path, baseline: str) -> None:
-    """Keeps what a training of a baseline compiled, unless an earlier one did. A full disk is no reason to fail."""
-    target = archives / f"{baseline}.zip"
+def pack(folder: Path, archives: Path, name: str) -> None:
+    """Adds to the archive `name` what no archive has yet of a folder. A full disk is no reason to fail."""
+    known = {member for archive in archives.glob("*.zip") for member in _members(archive)}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
-    if target.exists() or not files:
+    fresh = [path for path in files if str(path.relative_to(folder)) not in known]
+    if not fresh:
         return
+    target = archives / f"{name}.zip"
     try:
         archives.mkdir(parents=True, exist_ok=True)
         handle, draft = tempfile.mkstemp(prefix=".draft-", dir=archives)
         try:
             with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:
-                for path in files:
+                for member, content in _content(target):
+                    archive.writestr(member, content)
+                for path in fresh:
                     archive.write(path, path.relative_to(folder))
             os.replace(draft, target)
         except OSError:
             os.unlink(draft)
     except OSError:
         return
+
+
+def _relocate(group: Path) -> None:
+    """Triton finds the files of a kernel by absolute paths in a file beside them; they have moved with it."""
+    with suppress(OSError, ValueError, AttributeError):
+        children = json.loads(group.read_text())["child_paths"]
+        moved = {child: str(group.parent / Path(path).name) for child, path in children.items()}
+        group.write_text(json.dumps({"child_paths": moved}))
+
+
+def _members(archive: Path) -> list[str]:
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as content:
+        return content.namelist()
+    return []
+
+
+def _content(archive: Path) -> Iterator[tuple[str, bytes]]:
+    """What an archive holds; nothing of one that is missing or damaged."""
+    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as content:
+        for member in content.namelist():
+            yield member, content.read(member)

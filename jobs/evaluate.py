@@ -48,19 +48,21 @@ def evaluate_trial(
 
     Args:
         weights_sha256: of these weights, as the training told it.
-        reference: the baseline whose compiled kernels the evaluation begins with; None: the design is a baseline.
+        reference: the baseline that the design is compared with; None: it is one, and its compiled kernels are kept.
 
     Raises:
         EvaluationError: the weights get no score; the message says why.
     """
     corpus, config = space.corpus, space.config
+    identifier = trial.root.parent.parent.name
+    kept = f"{identifier}-states" if reference is None else None
     return evaluate(
-        experiment=trial.root.parent.parent.name,
+        experiment=identifier,
         trial=trial.root.name,
         attempt=attempt.token,
         weights=trial_weights(trial),
         expected_sha256=weights_sha256,
-        serve=functools.partial(_serve, space, source, gate, seed, baseline=reference or trial.root.parent.parent.name),
+        serve=functools.partial(_serve, space, source, gate, seed, kept=kept),
         tokenizer=corpus.tokenizer,
         vocab=corpus.vocab,
         heldout_texts=lambda: corpus.heldout_texts,
@@ -78,11 +80,11 @@ def trial_weights(trial: TrialLayout) -> Path:
 
 @contextlib.contextmanager
 def _serve(
-    space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None, *, baseline: str = ""
+    space: Workspace, source: str, gate: GateReport, seed: int, weights: bytes | None, *, kept: str | None = None
 ) -> Iterator[ServedModel]:
     """The trained weights, or fresh ones: the blocks in a confined process, the final norm and the head in this one.
 
-    The process begins with the kernels that a training of `baseline` compiled, if one is named.
+    What it compiles is kept for later jobs under the name `kept`, if one is given.
     """
     resources = space.config.executor.train
     scale, vocab, config = space.config.scale, space.corpus.vocab, space.config.evaluation
@@ -108,12 +110,14 @@ def _serve(
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
                 return model.hidden(ids.to(device))[0]
 
+        if gpu:  # compile now, while the parent imports lm-eval, and not when it waits for the first answer
+            states(torch.zeros(2, scale.length, dtype=torch.int64))
         return states
 
-    with tempfile.TemporaryDirectory(prefix="asiarch-serve-") as scratch, contextlib.ExitStack() as processes:
+    with tempfile.TemporaryDirectory(prefix="asiarch-serve-") as scratch:
         kernels = Path(scratch) / "kernels"
         if gpu:
-            compiled.unpack(space.compiled, baseline, kernels)
+            compiled.unpack(space.compiled, kernels)
 
         def isolate() -> None:
             with open(os.devnull, "w") as silence:  # what a design prints is no part of the job's log
@@ -127,23 +131,26 @@ def _serve(
                 gpu=gpu,
             )
 
-        states = [
-            processes.enter_context(
-                serve_states(
-                    functools.partial(load, index),
-                    dim=gate.dim,
-                    vocab=vocab,
-                    max_tokens=config.batch_size * scale.length,
-                    timeout_s=config.timeout_s,
-                    isolate=isolate,
-                    threads=scale.threads,
+        with contextlib.ExitStack() as processes:
+            states = [
+                processes.enter_context(
+                    serve_states(
+                        functools.partial(load, index),
+                        dim=gate.dim,
+                        vocab=vocab,
+                        max_tokens=config.batch_size * scale.length,
+                        timeout_s=config.timeout_s,
+                        isolate=isolate,
+                        threads=scale.threads,
+                    )
                 )
-            )
-            for index in range(devices)
-        ]
-        rows = max(1, int(config.logit_megabytes * 1e6 / (4 * vocab)))
-        logits = _logits(ends, vocab, "cuda" if gpu else "cpu")
-        yield ServedModel(states, logits, rows, config.gpu_pad_multiple if gpu else 1)
+                for index in range(devices)
+            ]
+            rows = max(1, int(config.logit_megabytes * 1e6 / (4 * vocab)))
+            logits = _logits(ends, vocab, "cuda" if gpu else "cpu")
+            yield ServedModel(states, logits, rows, config.gpu_pad_multiple if gpu else 1)
+        if gpu and kept:
+            compiled.pack(kernels, space.compiled, kept)
 
 
 def _ends(space: Workspace, gate: GateReport, seed: int, weights: bytes | None) -> LanguageModel:

@@ -33,7 +33,7 @@ CLAIM_CHECK_SECONDS = 5.0  # how often a training looks whether it was replaced
 @dataclass(frozen=True, kw_only=True)
 class Training:
     """What is trained, and for which attempt. `beside` are the curves that it is compared with, `reference` is the
-    baseline whose compiled kernels it begins with; None for a baseline, which begins with its own."""
+    baseline that it is compared with; None for a baseline, whose compiled kernels are kept for others."""
 
     attempt: Attempt
     space: Workspace
@@ -81,7 +81,7 @@ class Training:
         with tempfile.TemporaryDirectory(prefix="asiarch-train-") as scratch:
             kernels = Path(scratch) / "kernels"
             if gpu:
-                compiled.unpack(self.space.compiled, self.reference or identifier, kernels)
+                compiled.unpack(self.space.compiled, kernels)
             own, claims = [trial.live, trial.metrics], [self.attempt.layout.attempts(self.attempt.work)]
             answer = run_isolated(
                 functools.partial(self._child, corpus, world, kernels),

@@ -208,7 +208,7 @@ class FitnessConfig:
     judge_growth_limit: float = 1.3  # growth of time with length that costs nothing (1: linear, 2: quadratic)
     judge_parameters: float = 1.0  # points lost for each doubling of the parameters at equal size
     noise: str = ""  # noise.json of `asiarch noise`, whose spread over seeds is pooled with the run's baselines'
-    noise_factor: float = 2.8  # standard deviations called noise: 95 % of Student's t at two baselines x 3 seeds
+    noise_level: float = 0.05  # chance at which noise alone passes for a difference in one comparison (Student's t)
 
 
 @dataclass

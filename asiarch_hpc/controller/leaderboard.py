@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 from asiarch_hpc.controller.view import printable
 from asiarch_hpc.records import BaselineStats, Role, Score
 from asiarch_hpc.search.baselines import Difference, loss_difference
+from asiarch_hpc.search.student import two_sided_p
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
 NARROW, WIDE, WIDEST = 70, 115, 128  # columns of a terminal below which less important figures are left out
 LEFT = ("name", "id", "verdict")
+LEAST_P = 1e-12  # smaller ones are not exact
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,7 +38,7 @@ def leaderboard(
     *,
     reference: BaselineStats | None,
     baselines: Sequence[BaselineStats] = (),
-    noise_factor: float = 2.8,
+    noise_level: float = 0.05,
     top: int = 10,
     width: int = 120,
     title: str = "leaderboard",
@@ -62,12 +64,12 @@ def leaderboard(
             overflow="fold" if folds else "ellipsis",
         )
     for rank, row in kept:
-        cells = _cells(rank, row, reference, baselines, noise_factor)
+        cells = _cells(rank, row, reference, baselines, noise_level)
         style = "cyan" if row.role == "baseline" else ""
         table.add_row(*(Text(printable(cells[column])) for column in columns), style=style)
-    notes = [*_findings(rows, kept, reference, baselines, noise_factor)]
+    notes = [*_findings(rows, kept, reference, baselines, noise_level)]
     if legend and reference is not None:
-        notes += _legend(rows, reference, noise_factor)
+        notes += _legend(rows, reference, noise_level)
     return Group(table, *(Text(printable(note), style="dim", overflow="fold") for note in notes))
 
 
@@ -90,12 +92,12 @@ def _columns(width: int) -> tuple[str, ...]:
 
 
 def _cells(
-    rank: int, row: LeaderRow, reference: BaselineStats | None, baselines: Sequence[BaselineStats], factor: float
+    rank: int, row: LeaderRow, reference: BaselineStats | None, baselines: Sequence[BaselineStats], level: float
 ) -> dict[str, str]:
     score = row.score
     difference, verdict = "", ""
     if reference is not None:
-        found = loss_difference(score, row.runs, reference, baselines, factor)
+        found = loss_difference(score, row.runs, reference, baselines, level)
         verdict = found.verdict
         difference = "" if verdict == "reference" else f"{found.value:+.4f}±{found.sd:.4f}"
     speed, modelled = "?", row.modelled_seconds_per_token
@@ -122,15 +124,15 @@ def _findings(
     kept: Sequence[tuple[int, LeaderRow]],
     reference: BaselineStats | None,
     baselines: Sequence[BaselineStats],
-    factor: float,
+    level: float,
 ) -> list[str]:
     """What the table shows, and what it does not."""
     if reference is None:
         return ["no baseline statistics: these numbers cannot be compared with anything"]
     chosen = [row for _, row in kept if row.role == "candidate"]
-    differences = [loss_difference(row.score, row.runs, reference, baselines, factor) for row in chosen]
+    differences = [loss_difference(row.score, row.runs, reference, baselines, level) for row in chosen]
     candidates = sum(row.role == "candidate" for row in rows)
-    notes = [_test_of_the_best(chosen[0], differences[0], reference, factor)] if differences else []
+    notes = [_test_of_the_best(chosen[0], differences[0], reference)] if differences else []
     if differences and all(found.verdict != "better" for found in differences):
         notes.append(f"No design shown here has a loss below {reference.name}'s by more than the noise.")
     if candidates > 1:
@@ -143,11 +145,12 @@ def _findings(
     return notes
 
 
-def _legend(rows: Sequence[LeaderRow], reference: BaselineStats, factor: float) -> list[str]:
+def _legend(rows: Sequence[LeaderRow], reference: BaselineStats, level: float) -> list[str]:
     """What the columns mean, and where the grades come from."""
     notes = [
         f"* baseline. loss: nats a token of held-out text. Δ loss: against {reference.name}, ± one standard deviation "
-        f"from the baselines' seeds; less than {factor:g} of them is called noise. bench: mean accuracy of the tasks. "
+        f"from the baselines' seeds; what noise alone exceeds in {level:.0%} of comparisons is more than "
+        "noise. bench: mean accuracy of the tasks. "
         f"params: without embedding and head. speed: modelled, relative to {reference.name}.",
     ]
     sources = sorted({row.score.judgement.source for row in rows})
@@ -161,20 +164,19 @@ def _legend(rows: Sequence[LeaderRow], reference: BaselineStats, factor: float) 
     return notes
 
 
-def _test_of_the_best(row: LeaderRow, found: Difference, reference: BaselineStats, factor: float) -> str:
+def _test_of_the_best(row: LeaderRow, found: Difference, reference: BaselineStats) -> str:
     """Whether the first design's loss differs from the reference's by more than training noise."""
-    from asiarch_hpc.search.noise import two_sided_p  # loads NumPy and SciPy, which a controller does without
-
     words = {
         "better": f"better than {reference.name} beyond noise",
         "worse": f"worse than {reference.name} beyond noise",
         "within noise": f"no better and no worse than {reference.name} within noise",
     }
-    p = two_sided_p(found.t, found.freedom)
+    p, verdict = two_sided_p(found.t, found.freedom), words.get(found.verdict, found.verdict)
+    chance = f"p = {p:.2g}" if not p < LEAST_P else f"p < {LEAST_P:g}"
     return (
         f"The first design, {row.name}: its loss differs by {found.value:+.4f} from {reference.name}'s, t = "
-        f"{found.t:.2f}, {found.freedom} degrees of freedom, {row.runs} against {reference.seeds} trainings, p = "
-        f"{p:.2g} for one comparison (noise is |t| up to {factor:g}): {words.get(found.verdict, found.verdict)}."
+        f"{found.t:.2f}, {found.freedom} degrees of freedom, {row.runs} against {reference.seeds} trainings, "
+        f"{chance} for one comparison (noise is |t| up to {found.limit:.2f}): {verdict}."
     )
 
 

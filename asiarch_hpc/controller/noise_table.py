@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from asiarch_hpc.controller.noise import NoiseRecord
 from asiarch_hpc.search import noise
+from asiarch_hpc.search.student import noise_multiple
 
 COMPARISONS = ((1, 1), (1, 3), (3, 3), (5, 5))  # seeds of one design against those of the other
 
@@ -25,11 +26,12 @@ def table(record: NoiseRecord) -> list[str]:
         lines.append(_row(evaluation.trial, [f"{column[index]:.4f}" for column in columns.values()]))
     spreads = [noise.spread(column) for column in columns.values()]
     freedom = stats.seeds - 1
+    limit = noise_multiple(1.0 - noise.CONFIDENCE, freedom)
     lines += [
         _row("mean", [f"{s.mean:.4f}" for s in spreads]),
         _row("standard deviation", [f"{s.sd:.4f}" for s in spreads]),
         _row("  95 % interval of it", [f"{s.low:.4f} to {s.high:.4f}" for s in spreads]),
-        f"smallest difference beyond noise (95 %, {noise.noise_multiple(freedom):.2f} standard deviations):",
+        f"smallest difference beyond noise (95 %, {limit:.2f} standard deviations):",
     ]
     for seeds, others in COMPARISONS:
         cells = [f"{noise.least_difference(s.sd, freedom, seeds, others):.4f}" for s in spreads]

@@ -48,7 +48,7 @@ def snapshot(
         best_runs=len(config.scale.seeds),
         reference=state.stats[0] if state.stats else None,
         baselines=state.stats,
-        noise_factor=config.fitness.noise_factor,
+        noise_level=config.fitness.noise_level,
         stages=tuple(_stage_line(name, state, config) for name in config.stages if _begun(name, state)),
         failures=dict(state.causes),
         elapsed=elapsed,
@@ -127,9 +127,8 @@ def _stage_line(name: str, state: RunState, config: Config) -> str:
         line += f", {sum(map(len, stage.evaluations.values()))} of {wanted} trainings done"
     if not scored or not stage.stats:
         return line
-    found = [
-        loss_difference(row.score, row.runs, stage.stats[0], stage.stats, config.fitness.noise_factor) for row in scored
-    ]
+    level = config.fitness.noise_level
+    found = [loss_difference(row.score, row.runs, stage.stats[0], stage.stats, level) for row in scored]
     best = min(range(len(scored)), key=lambda index: scored[index].score.loss)
     return (
         f"{line}; lowest loss {scored[best].name} {scored[best].score.loss:.4f} ({found[best].value:+.4f}, "

@@ -40,8 +40,8 @@ class Snapshot:
 
     `counts` are experiments by state, `failures` are by cause. `messages` are the last few of
     `messages_total` ever given, oldest first: things to tell that no other field says (a stale lease, Slurm
-    away, a record moved aside). `noise_factor` standard deviations count as noise. `stages` has a line for each stage
-    that has begun.
+    away, a record moved aside). What noise alone does with a chance of `noise_level` counts as noise. `stages` has a
+    line for each stage that has begun.
     """
 
     run: str
@@ -57,7 +57,7 @@ class Snapshot:
     best_runs: int = 1
     reference: BaselineStats | None = None
     baselines: tuple[BaselineStats, ...] = ()
-    noise_factor: float = 2.8
+    noise_level: float = 0.05
     stages: tuple[str, ...] = ()
     failures: Mapping[str, int] = field(default_factory=dict)
     elapsed: float = 0.0
@@ -274,7 +274,7 @@ def _best_line(snapshot: Snapshot) -> str:
     reference = snapshot.reference
     if reference is None or best.experiment == reference.experiment:
         return line
-    found = loss_difference(best, snapshot.best_runs, reference, snapshot.baselines, snapshot.noise_factor)
+    found = loss_difference(best, snapshot.best_runs, reference, snapshot.baselines, snapshot.noise_level)
     return f"{line} ({found.value:+.4f} ± {found.sd:.4f} against {reference.name}: {found.verdict})"
 
 

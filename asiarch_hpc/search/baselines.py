@@ -10,6 +10,7 @@ from typing import Literal
 
 from asiarch_hpc.errors import EvaluationError
 from asiarch_hpc.records import BaselineStats, Evaluation, GateReport, Score, SeedSpread
+from asiarch_hpc.search.student import noise_multiple
 
 LEAST_SEEDS = 3  # fewer give no usable standard deviation (design, truth rule 3)
 
@@ -18,13 +19,14 @@ LEAST_SEEDS = 3  # fewer give no usable standard deviation (design, truth rule 3
 class Difference:
     """Loss minus the reference's (nats per token), the standard deviation of that, and what follows from both.
 
-    `freedom` are the degrees of freedom of the standard deviation.
+    `freedom` are the degrees of freedom of the standard deviation, `limit` the deviations that count as noise.
     """
 
     value: float
     sd: float
     verdict: Literal["reference", "within noise", "noise unknown", "better", "worse"]
     freedom: int = 0
+    limit: float = math.nan
 
     @property
     def t(self) -> float:
@@ -154,9 +156,10 @@ def difference_sd(single_run_sd: float, runs: int, reference_runs: int) -> float
 
 
 def loss_difference(
-    score: Score, runs: int, reference: BaselineStats, baselines: Iterable[BaselineStats], factor: float
+    score: Score, runs: int, reference: BaselineStats, baselines: Iterable[BaselineStats], level: float
 ) -> Difference:
-    """Loss of an experiment with `runs` trials against the reference's mean; `factor` deviations count as noise.
+    """Loss of an experiment with `runs` trials against the reference's mean. What noise alone does with a chance of
+    `level` counts as noise (Student's t with as many degrees of freedom as the baselines' seeds give).
 
     The verdict speaks of one comparison, not of the best of many. Without a usable spread nothing is called better.
     """
@@ -170,9 +173,10 @@ def loss_difference(
         return Difference(value, sd, "reference", freedom)
     if not (math.isfinite(value) and math.isfinite(sd)):
         return Difference(value, sd, "noise unknown", freedom)
-    if not abs(value) > factor * sd:
-        return Difference(value, sd, "within noise", freedom)
-    return Difference(value, sd, "better" if value < 0.0 else "worse", freedom)
+    limit = noise_multiple(level, freedom)
+    if not abs(value) > limit * sd:
+        return Difference(value, sd, "within noise", freedom, limit)
+    return Difference(value, sd, "better" if value < 0.0 else "worse", freedom, limit)
 
 
 def _check(evaluation: Evaluation) -> None:

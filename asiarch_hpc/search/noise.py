@@ -7,7 +7,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scipy.special import chdtri, stdtr, stdtrit
+from scipy.special import chdtri
+
+from asiarch_hpc.search.student import noise_multiple
 
 CONFIDENCE = 0.95
 
@@ -31,16 +33,6 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(statistics.fmean(values), sd, low, high)
 
 
-def noise_multiple(freedom: int) -> float:
-    """How many standard deviations of a difference are noise in 95 % of cases (two-sided, Student's t)."""
-    return float(stdtrit(freedom, 1.0 - (1.0 - CONFIDENCE) / 2.0))
-
-
-def two_sided_p(t: float, freedom: int) -> float:
-    """Chance of a Student's t at least as far from 0; NaN without degrees of freedom."""
-    return 2.0 * float(stdtr(freedom, -abs(t))) if freedom > 0 else math.nan
-
-
 def least_difference(sd: float, freedom: int, seeds: int, others: int) -> float:
     """The smallest difference of two means, of `seeds` and of `others` trainings, that is beyond noise.
 
@@ -50,4 +42,4 @@ def least_difference(sd: float, freedom: int, seeds: int, others: int) -> float:
         sd: of one training over seeds, in the unit of the result.
         freedom: degrees of freedom that it is known with.
     """
-    return noise_multiple(freedom) * sd * math.sqrt(1.0 / seeds + 1.0 / others)
+    return noise_multiple(1.0 - CONFIDENCE, freedom) * sd * math.sqrt(1.0 / seeds + 1.0 / others)

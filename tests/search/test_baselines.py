@@ -97,7 +97,7 @@ def test_spread_is_pooled_by_degrees_of_freedom() -> None:
 
 def test_verdict_on_a_difference() -> None:
     def verdict(loss: float, runs: int = 1) -> str:
-        return loss_difference(scored("c", 0.5, loss=loss), runs, BASELINES[0], BASELINES, 2.8).verdict
+        return loss_difference(scored("c", 0.5, loss=loss), runs, BASELINES[0], BASELINES, 0.05).verdict
 
     sd = difference_sd(0.01, 1, 3)
     assert sd == pytest.approx(0.01 * math.sqrt(4 / 3))
@@ -107,4 +107,4 @@ def test_verdict_on_a_difference() -> None:
     assert verdict(4.5 - 2.7 * sd, runs=10) == "better"
     assert verdict(math.nan) == "noise unknown"
     lonely = stats(seeds=1)
-    assert loss_difference(scored("c", 0.5, loss=1.0), 1, lonely, [], 2.8).verdict == "noise unknown"
+    assert loss_difference(scored("c", 0.5, loss=1.0), 1, lonely, [], 0.05).verdict == "noise unknown"

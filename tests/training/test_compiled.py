@@ -1,3 +1,5 @@
+import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -6,19 +8,42 @@ from jobs import compiled, training
 from tests import trials
 
 
-def test_a_training_gets_what_the_baseline_compiled_and_nothing_else(tmp_path: Path) -> None:
-    archives = tmp_path / "archives"
+def kernel(folder: Path, key: str) -> Path:
+    """What Triton leaves of one compiled kernel."""
+    at = folder / "triton" / key
+    at.mkdir(parents=True)
+    (at / "add.cubin").write_text(key)
+    (at / "__grp__add.json").write_text(json.dumps({"child_paths": {"add.cubin": str(at / "add.cubin")}}))
+    return at
+
+
+def test_a_job_gets_what_the_baselines_compiled(tmp_path: Path) -> None:
     for baseline in ("reference", "other"):
-        made = tmp_path / baseline
-        (made / "triton").mkdir(parents=True)
-        (made / "triton" / baseline).write_text(baseline)
-        (made / "link").symlink_to("/etc/passwd")
-        compiled.pack(made, archives, baseline)
-    compiled.unpack(archives, "reference", tmp_path / "back")
-    assert {path.name for path in (tmp_path / "back").rglob("*") if not path.is_dir()} == {"reference"}
+        kernel(tmp_path / baseline, baseline)
+        (tmp_path / baseline / "link").symlink_to("/etc/passwd")
+        compiled.pack(tmp_path / baseline, tmp_path / "archives", baseline)
+    compiled.unpack(tmp_path / "archives", tmp_path / "back")
+    files = {str(path.relative_to(tmp_path / "back")) for path in (tmp_path / "back").rglob("*") if path.is_file()}
+    names = ("add.cubin", "__grp__add.json")
+    assert files == {f"triton/{key}/{name}" for key in ("reference", "other") for name in names}
 
 
-def test_nothing_is_kept_of_nothing_and_the_first_stays(tmp_path: Path) -> None:
+def test_triton_finds_kernels_where_they_were_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It keeps absolute paths; a folder elsewhere was passed over, and everything was compiled again."""
+    cache = pytest.importorskip("triton.runtime.cache")
+    (tmp_path / "made" / "triton").mkdir(parents=True)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "made" / "triton"))
+    made = cache.FileCacheManager("0a")
+    made.put_group("add.json", {"add.json": made.put("{}", "add.json", binary=False)})
+    compiled.pack(tmp_path / "made", tmp_path / "archives", "a")
+    shutil.rmtree(tmp_path / "made")
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "back" / "triton"))
+    compiled.unpack(tmp_path / "archives", tmp_path / "back")
+    found = cache.FileCacheManager("0a").get_group("add.json")
+    assert found == {"add.json": str(tmp_path / "back" / "triton" / "0a" / "add.json")}
+
+
+def test_later_jobs_add_what_is_new_and_the_first_stays(tmp_path: Path) -> None:
     empty, full = tmp_path / "empty", tmp_path / "full"
     empty.mkdir()
     full.mkdir()
@@ -26,15 +51,18 @@ def test_nothing_is_kept_of_nothing_and_the_first_stays(tmp_path: Path) -> None:
     assert not (tmp_path / "archives").exists()
     for text in ("first", "second"):
         (full / "kernel").write_text(text)
+        (full / text).write_text(text)
         compiled.pack(full, tmp_path / "archives", "a")
-    compiled.unpack(tmp_path / "archives", "a", tmp_path / "back")
-    assert (tmp_path / "back" / "kernel").read_text() == "first"
+    compiled.unpack(tmp_path / "archives", tmp_path / "back")
+    contents = {path.name: path.read_text() for path in (tmp_path / "back").iterdir()}
+    assert contents == {"kernel": "first", "first": "first", "second": "second"}
 
 
 def test_a_missing_or_damaged_archive_is_passed_over(tmp_path: Path) -> None:
-    (tmp_path / "a.zip").write_bytes(b"no archive")
-    for baseline in ("a", "missing"):
-        compiled.unpack(tmp_path, baseline, tmp_path / "back")
+    (tmp_path / "archives").mkdir()
+    (tmp_path / "archives" / "a.zip").write_bytes(b"no archive")
+    for archives in ("archives", "missing"):
+        compiled.unpack(tmp_path / archives, tmp_path / "back")
         assert list((tmp_path / "back").iterdir()) == []
 
 
