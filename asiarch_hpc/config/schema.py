@@ -196,7 +196,7 @@ class FitnessConfig:
 
     sigmoid_scale: float = 6.0  # reproduces every published score
     band: float = 0.1  # differences are clipped at this share of the baseline
-    leak_margin: float = 0.1  # a loss this share below the baseline's is a leak
+    leak_margin: float = 0.1  # a loss this share below the best baseline's is a leak
     judge: str = "rule"  # rule | llm
     judge_upper: float = 10.0  # a language model's anchor: the upper baseline's grade
     judge_weights: dict[str, float] = field(

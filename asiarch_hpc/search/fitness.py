@@ -38,7 +38,7 @@ class Measured:
 
 def formula(config: FitnessConfig) -> str:
     """Name, version and constants of the fitness; scores of different formulas cannot be compared."""
-    return f"asi_arch/1 scale={config.sigmoid_scale:g} band={config.band:g} leak={config.leak_margin:g}"
+    return f"asi_arch/2 scale={config.sigmoid_scale:g} band={config.band:g} leak={config.leak_margin:g}"
 
 
 def parts(measured: Measured, grade: float, config: FitnessConfig) -> tuple[float, float, float]:
@@ -60,8 +60,8 @@ def score(
     """Fitness of one experiment from the evaluations of its trials (one per seed).
 
     `fitness_sd` says how much the fitness would vary if the design and the reference were trained again with
-    other seeds. A design whose loss lies more than `leak_margin` below the reference's is `discarded`, as it
-    can only know the next token from the future; the baselines themselves are exempt, they set the measure.
+    other seeds. A design whose loss lies more than `leak_margin` below that of the best baseline is `discarded`, as
+    it can only know the next token from the future; the baselines themselves are exempt, they set the measure.
 
     Args:
         reference: the baseline whose means are L0 and B0.
@@ -103,7 +103,7 @@ def score(
         benchmark=measured.benchmark,
         judgement=judgement,
         formula=formula(config),
-        discarded=None if exempt else _leak(measured.loss, reference, config),
+        discarded=None if exempt else _leak(measured.loss, [reference, *baselines], config),
         slot=slot,
     )
 
@@ -120,13 +120,14 @@ def _squash(gain: float, config: FitnessConfig) -> float:
     return 1.0 / (1.0 + math.exp(-config.sigmoid_scale * clipped))
 
 
-def _leak(loss: float, reference: BaselineStats, config: FitnessConfig) -> str | None:
-    limit = reference.loss_mean * (1.0 - config.leak_margin)
-    if loss >= limit:
+def _leak(loss: float, baselines: Sequence[BaselineStats], config: FitnessConfig) -> str | None:
+    """Measured at the best baseline: a weak reference must not make leaks of honest designs."""
+    best = min(baselines, key=lambda stats: stats.loss_mean)
+    if loss >= best.loss_mean * (1.0 - config.leak_margin):
         return None
-    below = 100.0 * (1.0 - loss / reference.loss_mean)
+    below = 100.0 * (1.0 - loss / best.loss_mean)
     return (
-        f"leak: loss {loss:.4f} is {below:.1f} % below {reference.name}'s {reference.loss_mean:.4f}, "
+        f"leak: loss {loss:.4f} is {below:.1f} % below {best.name}'s {best.loss_mean:.4f}, "
         f"more than the {100.0 * config.leak_margin:g} % that an honest design can gain"
     )
 

@@ -54,12 +54,21 @@ def test_several_seeds_are_averaged() -> None:
 
 
 def test_a_leak_is_discarded_and_a_baseline_is_not() -> None:
-    assert fitness_of(loss=4.5 * 0.9 + 1e-6).discarded is None
+    assert fitness_of(loss=4.45 * 0.9 + 1e-6).discarded is None
     leaked = fitness_of(loss=4.0)
     assert leaked.discarded is not None
-    assert re.search(r"leak: loss 4\.0000 is 11\.1 % below delta_net's 4\.5000", leaked.discarded)
+    assert re.search(r"leak: loss 4\.0000 is 10\.1 % below gated_delta_net's 4\.4500", leaked.discarded)
     own = fitness_of([evaluation(REFERENCE_ID, loss=4.0)])
     assert own.discarded is None
+
+
+def test_a_weak_reference_makes_no_leaks() -> None:
+    other = stats("b" * 16, name="gated_delta_net", loss_mean=4.1)
+    arguments = {"reference": BASELINES[0], "baselines": [BASELINES[0], other], "config": CONFIG}
+    assert score([evaluation(loss=4.0)], judgement(5.0), **arguments).discarded is None
+    leaked = score([evaluation(loss=3.6)], judgement(5.0), **arguments)
+    assert leaked.discarded is not None
+    assert "below gated_delta_net's 4.1000" in leaked.discarded
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0, 0.0])
