@@ -10,10 +10,9 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from kernels.delta_rule.tiles import (
     COUNTS,
     bounded,
-    decays,
     inverse_length,
+    load_decays,
     load_keys,
-    load_log_decay,
     load_rows,
     load_tile,
     locate,
@@ -26,7 +25,7 @@ from kernels.delta_rule.tiles import (
 
 @triton.jit(do_not_specialize=COUNTS)
 def adjoint_additions(
-    q, k, beta, log_decay, inverse, sound, out_grad, addition, scale,
+    q, k, beta, sums, inverse, sound, out_grad, addition, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head,
     LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
@@ -50,7 +49,7 @@ def adjoint_additions(
     x = load_rows(inverse + at * (C * C), C, C)
     attention = tl.dot(key, tl.trans(query), input_precision=PRECISION)
     if GATED:
-        between, from_start, _, _ = decays(load_log_decay(log_decay + gates, HEADS, limit, C), C)
+        between, from_start, _, _ = load_decays(sums + at * (2 * C), C, DOT)
         attention = attention * tl.trans(between)
         erased = erased * from_start
     attention = tl.where(rows[:, None] <= rows[None, :], attention * scale, 0.0).to(DOT)
@@ -67,7 +66,7 @@ def adjoint_additions(
 
 @triton.jit(do_not_specialize=COUNTS)
 def gradients(
-    q, k, v, beta, log_decay, inverse, before, sound, out_grad, after_grad,
+    q, k, v, beta, sums, inverse, before, sound, out_grad, after_grad,
     q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, o_batch, o_token, o_head,
     LENGTH, HEADS, CHUNKS, KEY, VALUE,
@@ -99,7 +98,7 @@ def gradients(
     attention = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
     attention = tl.where(below | (rows[:, None] == rows[None, :]), attention, 0.0)
     if GATED:
-        between, from_start, to_end, whole = decays(load_log_decay(log_decay + gates, HEADS, limit, C), C)
+        between, from_start, to_end, whole = load_decays(sums + at * (2 * C), C, DOT)
         attention = attention * between
     weights = attention.to(DOT)
 
@@ -145,7 +144,7 @@ def gradients(
     query_grad = query_grad * scale
     if GATED:
         # Again, rather than in registers all the while.
-        between, from_start, _, _ = decays(load_log_decay(log_decay + gates, HEADS, limit, C), C)
+        between, from_start, _, _ = load_decays(sums + at * (2 * C), C, DOT)
         query_grad = query_grad * from_start[:, None]
         cumulative_grad += tl.sum(query.to(tl.float32) * query_grad, 1)
         flow = tl.where(below, weights.to(tl.float32) * attention_grad, 0.0)

@@ -10,15 +10,19 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from kernels.delta_rule.tiles import (
     COUNTS,
     LARGEST,
+    at_row,
+    between_tokens,
     bounded,
-    decays,
+    cumulative,
     first_row,
+    load_decays,
     load_keys,
     load_log_decay,
     load_rows,
     load_tile,
     locate,
     store_rows,
+    store_sums,
     store_tile,
     unit_lower_inverse,
 )
@@ -27,13 +31,13 @@ from kernels.delta_rule.tiles import (
 
 @triton.jit(do_not_specialize=COUNTS)
 def transitions(
-    k, v, beta, log_decay, inverse, transition, addition, kept, sound,
+    k, v, beta, log_decay, inverse, transition, addition, kept, sums, sound,
     k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, PART_V: tl.constexpr,
     EVEN_K: tl.constexpr, EVEN_V: tl.constexpr, GATED: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):
-    """Of each chunk: (I + A)⁻¹, WᵀK̃ and U₀ᵀK̃ of the transposed state's step, e^{G_C}, and how many rows are sound."""
+    """Of each chunk: (I + A)⁻¹, WᵀK̃ and U₀ᵀK̃ of the transposed state's step, e^{G_C}, G, the number of sound rows."""
     batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
     start = chunk * C
     limit = tl.minimum(LENGTH - start, C)
@@ -59,9 +63,11 @@ def transitions(
 
     a = tl.dot(key, tl.trans(key), input_precision=PRECISION) * strength[:, None]
     if GATED:
-        between, from_start, to_end, whole = decays(tl.where(alive, log_decays, 0.0), C)
-        a = a * between
-        tl.store(kept + at, whole)
+        high, low = cumulative(tl.where(alive, log_decays, 0.0))
+        a = a * between_tokens(high[:, None], low[:, None], high[None, :], low[None, :], C, DOT)
+        whole, whole_low = at_row(high, C - 1, C), at_row(low, C - 1, C)
+        from_start, to_end = tl.exp(high), tl.exp((whole - high) + (whole_low - low))
+        tl.store(kept + at, tl.exp(whole))
     x = unit_lower_inverse(bounded(tl.where(rows[:, None] > rows[None, :], a, 0.0)), C, PRECISION)
     limit = tl.minimum(limit, first_row(tl.max(tl.abs(x), 1) >= LARGEST, C))
     x = tl.where(rows[:, None] < limit, x, 0.0)
@@ -99,6 +105,8 @@ def transitions(
             nothing = tl.full((PART_V, BK), float("nan"), tl.float32)
             store_rows(addition + (at * BV + first) * BK, nothing, PART_V, BK)
     tl.store(sound + at, sound_rows)
+    if GATED:
+        store_sums(sums + at * (2 * C), high, low, sound_rows, C)
 
 
 @triton.jit(do_not_specialize=["CHUNKS", "SEGMENTS", "SPAN"])
@@ -175,7 +183,7 @@ def links(
 
 @triton.jit(do_not_specialize=COUNTS)
 def outputs(
-    q, k, v, beta, log_decay, inverse, before, sound, out, scale,
+    q, k, v, beta, sums, inverse, before, sound, out, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
     LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
@@ -201,7 +209,7 @@ def outputs(
     x = load_rows(inverse + at * (C * C), C, C)
     attention = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     if GATED:
-        between, from_start, _, _ = decays(load_log_decay(log_decay + gates, HEADS, limit, C), C)
+        between, from_start, _, _ = load_decays(sums + at * (2 * C), C, DOT)
         attention = attention * between
     attention = tl.where(rows[:, None] >= rows[None, :], attention, 0.0).to(DOT)
     for first in tl.static_range(0, BV, PART):

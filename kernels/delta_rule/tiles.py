@@ -85,20 +85,53 @@ def load_log_decay(pointer, stride, limit, C: tl.constexpr):
 
 
 @triton.jit
-def decays(log_decay, C: tl.constexpr):
-    """Decay between tokens [C, C], from the start [C], to the end [C], of the whole chunk [].
+def cumulative(log_decay):
+    """Sums of the log-decays up to and with each token [C], in two float32 numbers.
 
-    Sums in float64, kept as two float32 numbers, because one strong decay makes them large and the later weak ones
-    small beside them.
+    They are made in float64, because one strong decay makes them large and the later weak ones small beside them.
     """
     exact = tl.cumsum(log_decay.to(tl.float64), 0)
-    whole = tl.sum(log_decay.to(tl.float64), 0)
     high = exact.to(tl.float32)
-    low = (exact - high.to(tl.float64)).to(tl.float32)
+    return high, (exact - high.to(tl.float64)).to(tl.float32)
+
+
+@triton.jit
+def at_row(x, row, C: tl.constexpr):
+    """One entry of x [C]; 0 for a row that is none."""
+    return tl.sum(tl.where(tl.arange(0, C) == row, x, 0.0), 0)
+
+
+@triton.jit
+def store_sums(pointer, high, low, limit, C: tl.constexpr):
+    """For `load_decays`, as if the log-decays from row `limit` on were 0."""
+    row = tl.arange(0, C)
+    tl.store(pointer + row, tl.where(row < limit, high, at_row(high, limit - 1, C)))
+    tl.store(pointer + C + row, tl.where(row < limit, low, at_row(low, limit - 1, C)))
+
+
+@triton.jit
+def between_tokens(high, low, high_before, low_before, C: tl.constexpr, DOT: tl.constexpr):
+    """Decays [C, C] from cumulative sums [C, 1] and [1, C]; products in bfloat16 need no second number."""
     row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
-    difference = (high[:, None] - high[None, :]) + (low[:, None] - low[None, :])
-    between = tl.where(row >= column, tl.exp(tl.where(row > column, difference, 0.0)), 0.0)
-    return between, tl.exp(high), tl.exp((whole - exact).to(tl.float32)), tl.exp(whole.to(tl.float32))
+    difference = high - high_before
+    if tl.float32 == DOT:
+        difference += low - low_before
+    return tl.where(row >= column, tl.exp(tl.where(row > column, difference, 0.0)), 0.0)
+
+
+@triton.jit
+def load_decays(pointer, C: tl.constexpr, DOT: tl.constexpr):
+    """Decay between tokens [C, C], from the start [C], to the end [C], of the whole chunk []."""
+    row = tl.arange(0, C)
+    high, last = tl.load(pointer + row), tl.load(pointer + C - 1)
+    left = last - high
+    # Loaded again, each in the layout that it is used in.
+    rows, columns = tl.load(pointer + row[:, None]), tl.load(pointer + row[None, :])
+    low_rows, low_columns = rows, columns
+    if tl.float32 == DOT:
+        left += tl.load(pointer + 2 * C - 1) - tl.load(pointer + C + row)
+        low_rows, low_columns = tl.load(pointer + C + row[:, None]), tl.load(pointer + C + row[None, :])
+    return between_tokens(rows, low_rows, columns, low_columns, C, DOT), tl.exp(high), tl.exp(left), tl.exp(last)
 
 
 @triton.jit

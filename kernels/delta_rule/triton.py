@@ -148,10 +148,10 @@ def _scan(
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial_state: Tensor | None,
     scale: float, normalise: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Output and final state, and for the backward pass: inverse, transition, kept, before, sound."""
-    p, results = plan(q, k, v), _empty(q, k, v)
-    out, after, inverse, transition, kept, before, sound = results
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Output and final state, and for the backward pass: inverse, transition, kept, sums, before, sound."""
+    p, results = plan(q, k, v), _empty(q, k, v, log_decay)
+    out, after, inverse, transition, kept, sums, before, sound = results
     q, k, v, beta = _rows(q), _rows(k), _rows(v), beta.contiguous()
     log_decay = None if log_decay is None else log_decay.contiguous()
     boundary = None if initial_state is None else initial_state.contiguous()
@@ -161,14 +161,14 @@ def _forward(
     grid, sizes = (batch * chunks * heads,), (length, heads, chunks, key, value)
     part = p.transitions.part
     forward_kernels.transitions[grid](
-        k, v, beta, log_decay, inverse, transition, addition, kept, sound, *_strides(k), *_strides(v), *sizes,
+        k, v, beta, log_decay, inverse, transition, addition, kept, sums, sound, *_strides(k), *_strides(v), *sizes,
         PART_V=min(part, p.value),
         **(_common(p, p.transitions, q, v, log_decay, normalise) | {"PART": min(part, p.key)}),
     )  # fmt: skip
     gates = None if log_decay is None else kept
     _scan(p, transition, addition, gates, boundary, before, after, backward=False)
     forward_kernels.outputs[grid](
-        q, k, v, beta, log_decay, inverse, before, sound, out, scale, *_strides(q), *_strides(k), *_strides(v),
+        q, k, v, beta, sums, inverse, before, sound, out, scale, *_strides(q), *_strides(k), *_strides(v),
         *sizes, **_common(p, p.outputs, q, v, log_decay, normalise),
     )  # fmt: skip
     return results
@@ -178,11 +178,13 @@ def _forward(
 def _(
     q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial_state: Tensor | None,
     scale: float, normalise: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _empty(q, k, v)
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return _empty(q, k, v, log_decay)
 
 
-def _empty(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _empty(
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     p = plan(q, k, v)
     batch, length, heads, key = q.shape
     rows, chunks, value = batch * heads, -(-length // p.chunk), v.shape[-1]
@@ -192,6 +194,7 @@ def _empty(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
         v.new_empty(rows, chunks, p.chunk, p.chunk, dtype=p.dot),
         v.new_empty(rows, chunks, p.key, p.key, dtype=p.dot),
         v.new_empty(rows, chunks, dtype=torch.float32),
+        v.new_empty(0 if log_decay is None else rows, chunks, 2, p.chunk, dtype=torch.float32),
         v.new_empty(rows, chunks, p.value, p.key, dtype=p.dot),
         v.new_empty(rows, chunks, dtype=torch.int32),
     )
@@ -201,7 +204,7 @@ def _empty(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor, Ten
 def _backward(
     out_grad: Tensor | None, after_grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
     log_decay: Tensor | None, initial_state: Tensor | None, inverse: Tensor, transition: Tensor, kept: Tensor,
-    before: Tensor, sound: Tensor, scale: float, normalise: bool,
+    sums: Tensor, before: Tensor, sound: Tensor, scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, beta, log_decay (empty without one) and initial_state."""
     p, results = plan(q, k, v), _empty_gradients(q, k, v, beta, log_decay)
@@ -216,13 +219,13 @@ def _backward(
     grid, sizes = (batch * chunks * heads,), (length, heads, chunks, key, value)
     qk = (*_strides(q), *_strides(k))
     backward_kernels.adjoint_additions[grid](
-        q, k, beta, log_decay, inverse, sound, out_grad, addition, scale, *qk, *_strides(out_grad), *sizes,
+        q, k, beta, sums, inverse, sound, out_grad, addition, scale, *qk, *_strides(out_grad), *sizes,
         **_common(p, p.adjoint, q, v, log_decay, normalise),
     )  # fmt: skip
     gates = None if log_decay is None else kept
     _scan(p, transition, addition, gates, boundary, states_grad, state_grad, backward=True)
     backward_kernels.gradients[grid](
-        q, k, v, beta, log_decay, inverse, before, sound, out_grad, states_grad,
+        q, k, v, beta, sums, inverse, before, sound, out_grad, states_grad,
         q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale, *qk, *_strides(v), *_strides(out_grad), *sizes,
         FLIP=p.gradients.flip,
         **_common(p, p.gradients, q, v, log_decay, normalise),
@@ -234,7 +237,7 @@ def _backward(
 def _(
     out_grad: Tensor | None, after_grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
     log_decay: Tensor | None, initial_state: Tensor | None, inverse: Tensor, transition: Tensor, kept: Tensor,
-    before: Tensor, sound: Tensor, scale: float, normalise: bool,
+    sums: Tensor, before: Tensor, sound: Tensor, scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _empty_gradients(q, k, v, beta, log_decay)
 
@@ -280,7 +283,7 @@ def _differentiate_twice(ctx: Any, *weights: Tensor | None) -> tuple[Tensor | No
         return chunked.delta_rule(*tokens, scale=ctx.scale, initial_state=initial_state, normalise=ctx.normalise)
 
     saved = ctx.saved_tensors
-    return *second_derivatives(plain, saved[:2], saved[2:], weights), *[None] * 7
+    return *second_derivatives(plain, saved[:2], saved[2:], weights), *[None] * 8
 
 
 _forward.register_autograd(_differentiate, setup_context=_remember)
