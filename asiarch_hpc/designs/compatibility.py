@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import builtins
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from kernels.rms_norm import gated_rms_norm, rms_norm
 from kernels.short_convolution import short_convolution
 
 
@@ -76,15 +77,10 @@ class RMSNorm(nn.Module):
         self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         total = x if residual is None else x + residual
-        normed = self._norm(total).to(x.dtype)
-        return (normed, total.float() if residual_in_fp32 else total) if prenorm else normed
-
-    def _norm(self, x: Tensor) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        wide = wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt()
-        if self.weight is not None:
-            wide = wide * self.weight
-        return wide if self.bias is None else wide + self.bias
+        normed = rms_norm(total, self.weight, eps=self.eps)
+        if self.bias is not None:
+            normed = normed + self.bias.to(normed.dtype)
+        return (normed.to(x.dtype), total.float() if residual_in_fp32 else total) if prenorm else normed.to(x.dtype)
 
 
 class FusedRMSNormGated(RMSNorm):
@@ -113,12 +109,11 @@ class FusedRMSNormGated(RMSNorm):
         residual_in_fp32: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         total = x if residual is None else x + residual
-        normed = self._norm(total)
-        gated = (normed * _GATES[self.activation](g.to(normed.dtype))).to(x.dtype)
+        gated = gated_rms_norm(total, g, self.weight, eps=self.eps, activation=_GATES[self.activation]).to(x.dtype)
         return (gated, total.float() if residual_in_fp32 else total) if prenorm else gated
 
 
-_GATES: Mapping[str, Callable[[Tensor], Tensor]] = {"swish": F.silu, "silu": F.silu, "sigmoid": torch.sigmoid}
+_GATES: Mapping[str, Literal["silu", "sigmoid"]] = {"swish": "silu", "silu": "silu", "sigmoid": "sigmoid"}
 
 
 class ShortConvolution(nn.Conv1d):
