@@ -1,42 +1,18 @@
-"""The records that the store holds, as frozen dataclasses, and their JSON form.
-
-Every record carries `schema_version`. `to_json` and `from_json` are inverse to each other; `from_json` checks
-field names and types, because people edit these files and crashes truncate them.
-"""
+"""Records of a run: designs, their gate reports, trials, evaluations and scores, and the pool."""
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import types
-import typing
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
-from asiarch_hpc.errors import RecordError
+from asiarch_hpc.records.codec import SCHEMA_VERSION
 
-SCHEMA_VERSION = 1
-
-Json = dict[str, Any]
 Role = Literal["baseline", "candidate", "published"]
 Form = Literal["program", "tree", "none"]  # none: published without its program
 Operator = Literal["seed", "mutation", "crossover", "scratch", "llm", "debug", "published", "kernel_substitution"]
 JobKind = Literal["propose", "debug", "train", "assess", "serve", "extract"]
 Severity = Literal["reject", "warn", "property"]
-Mark = Literal[
-    "no_program",  # published without its source text
-    "no_parse",  # its source text is not valid Python
-    "same_program",  # another design of the import has the same program up to formatting
-    "orphan",  # a parent is not in the import
-    "nan_loss",  # a published training curve holds NaN or infinity
-    "untrained_evaluation",  # the published results are those of untrained weights
-    "incomplete",  # the publisher had not finished it
-]
-Metrics = Mapping[str, float | None]  # one task's published values; None stands for NaN or "N/A"
-
-R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -339,76 +315,6 @@ class Service:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SourceFile:
-    """A file that was imported; its bytes are not kept, its hash is."""
-
-    name: str
-    sha256: str
-    bytes: int
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Substitution:
-    """A function of a published program that was replaced by an operation of `kernels/`.
-
-    `error` is the largest of `errors`, the relative differences measured between the two, and below `tolerance`.
-    `as_written` is the relative difference with the function's own casts, in `precision`: how the original rounds.
-    """
-
-    function: str
-    operation: str
-    error: float
-    tolerance: float
-    errors: Mapping[str, float] = field(default_factory=dict)
-    as_written: float | None = None
-    precision: str = ""
-    lengths: tuple[int, ...] = ()
-    dtypes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Published:
-    """What others published about a design (`published.json`). None of it is a score of this system.
-
-    `key`, `parents` and `references` are the publisher's names; `experiment.json` has the ids. `score` is on the
-    publisher's own scale. `results` is {scale: {task: {metric: value}}}, `trials` names the folders of its training
-    curves. `substitutions` are those of a design that was derived here from a published one; such a design has no
-    published results.
-    """
-
-    experiment: str
-    origin: str
-    key: str
-    parents: tuple[str, ...] = ()
-    references: tuple[str, ...] = ()
-    score: float | None = None
-    parameters: int | None = None
-    results: Mapping[str, Mapping[str, Metrics]] = field(default_factory=dict)
-    trials: tuple[str, ...] = ()
-    marks: tuple[Mark, ...] = ()
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-    substitutions: tuple[Substitution, ...] = ()
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImportedRun:
-    """`run.json` of a run that was imported: no controller drives it, and nothing of it enters a pool.
-
-    `files` are the hashes of what was read, `notes` what was left out of it, `code` the version of this code.
-    """
-
-    kind: Literal["imported"]
-    origin: str
-    importer_version: int
-    files: tuple[SourceFile, ...]
-    created: str
-    code: str
-    notes: tuple[str, ...] = ()
-    schema_version: int = SCHEMA_VERSION
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class PoolEntry:
     """One ranked place of a generation."""
 
@@ -435,80 +341,3 @@ class Generation:
     scored: tuple[str, ...] = ()
     tried: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
-
-
-def to_json(record: Any) -> Json:
-    """The JSON object of a record; tuples become lists."""
-    data: Json = _plain(dataclasses.asdict(record))
-    return data
-
-
-def from_json(cls: type[R], data: Any, *, source: str = "record") -> R:
-    """Builds a record of type `cls` from parsed JSON.
-
-    Raises:
-        RecordError: not an object, another schema version, missing or unknown fields, wrong types.
-    """
-    if not isinstance(data, dict):
-        raise RecordError(f"{source}: found {type(data).__name__}, expected a JSON object ({cls.__name__})")
-    hints = _hints(typing.cast(Any, cls))
-    version = data.get("schema_version", SCHEMA_VERSION)
-    if "schema_version" in hints and version != SCHEMA_VERSION:
-        raise RecordError(
-            f"{source}: schema_version {version!r}, expected {SCHEMA_VERSION}; "
-            "it was written by another version of asiarch-hpc, use that one or `asiarch rebuild`"
-        )
-    unknown = sorted(set(data) - set(hints))
-    if unknown:
-        raise RecordError(f"{source}: unknown fields {unknown} for {cls.__name__}; expected {sorted(hints)}")
-    required = {
-        f.name
-        for f in dataclasses.fields(typing.cast(Any, cls))
-        if f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING
-    }
-    missing = sorted(required - set(data))
-    if missing:
-        raise RecordError(f"{source}: fields {missing} of {cls.__name__} are missing; the file is truncated or edited")
-    return cls(**{name: _convert(hints[name], value, f"{source}: {name}") for name, value in data.items()})
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, tuple | list) else value
-
-
-@cache
-def _hints(cls: Hashable) -> dict[str, Any]:
-    return typing.get_type_hints(typing.cast(type, cls))
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in args:
-            return None
-        return _convert(next(a for a in args if a is not type(None)), value, where)
-    if origin is Literal:
-        if value not in args:
-            raise RecordError(f"{where}: found {value!r}, expected one of {list(args)}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            raise RecordError(f"{where}: found {type(value).__name__}, expected a list")
-        return tuple(_convert(args[0], v, where) for v in value)
-    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        if not isinstance(value, dict):
-            raise RecordError(f"{where}: found {type(value).__name__}, expected an object")
-        return {k: _convert(args[1], v, where) for k, v in value.items()}
-    if dataclasses.is_dataclass(hint):
-        return from_json(typing.cast(type, hint), value, source=where)
-    if hint is float and type(value) in (int, float):
-        if not math.isfinite(value):
-            raise RecordError(f"{where}: found {value!r}, expected a finite number")
-        return float(value)
-    if type(value) is not hint:
-        raise RecordError(f"{where}: found {value!r}, expected {getattr(hint, '__name__', hint)}")
-    return value
