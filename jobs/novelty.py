@@ -16,7 +16,7 @@ from asiarch_hpc.config import NoveltyConfig
 from asiarch_hpc.errors import AgentError, RecordError
 from asiarch_hpc.gate.behaviour import behaviour_print
 from asiarch_hpc.records import Json
-from asiarch_hpc.search import novelty
+from asiarch_hpc.search import code_print, novelty
 from asiarch_hpc.store.experiments import read_experiment
 from asiarch_hpc.store.files import read_json
 from asiarch_hpc.store.layout import ExperimentLayout
@@ -31,20 +31,20 @@ TOLD = 400  # characters of a motivation that is shown as an exhausted direction
 class Prints:
     """What a design is recognised by. `behaviour` is None where its code cannot be probed."""
 
-    code: novelty.CodePrint
+    code: code_print.CodePrint
     behaviour: novelty.BehaviourPrint | None
 
     @classmethod
     def of(cls, source: str, space: Workspace, scratch: Path) -> Prints:
         behaviour = behaviour_print(source, config=space.config.gate, scratch=scratch)
-        return cls(novelty.code_print(source), behaviour)
+        return cls(code_print.code_print(source), behaviour)
 
     def to_json(self) -> Json:
         return {"code": self.code.to_json(), "behaviour": self.behaviour}
 
     @classmethod
     def from_json(cls, data: Json) -> Prints:
-        return cls(novelty.CodePrint.from_json(data["code"]), data["behaviour"])
+        return cls(code_print.CodePrint.from_json(data["code"]), data["behaviour"])
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class Novelty:
         distance = None
         if other is not None and prints.behaviour is not None and other.behaviour is not None:
             distance = novelty.behaviour_distance(prints.behaviour, other.behaviour)
-        code = novelty.likeness(prints.code, other.code) if other is not None else 0.0
+        code = code_print.likeness(prints.code, other.code) if other is not None else 0.0
         return novelty.combine(text=text, code=code, distance=distance, limits=self._limits)
 
     def _known(self) -> Iterator[Known]:

@@ -21,14 +21,13 @@ from pathlib import Path
 
 from asiarch_hpc.config import EmbeddingConfig, GateConfig, NoveltyConfig
 from asiarch_hpc.knowledge.embedding import embedder_of
+from asiarch_hpc.search.code_print import code_print, likeness
 from asiarch_hpc.search.novelty import (
     BehaviourPrint,
     PairFinding,
     behaviour_distance,
     closest,
-    code_print,
     combine,
-    likeness,
 )
 
 ROOT = Path(__file__).parent / "novelty"

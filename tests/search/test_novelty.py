@@ -15,15 +15,12 @@ from asiarch_hpc.config import NoveltyConfig
 from asiarch_hpc.designs.compose import compose
 from asiarch_hpc.designs.seeds import SEEDS, seed_program, seed_tree
 from asiarch_hpc.errors import DesignError
+from asiarch_hpc.search.code_print import CodePrint, code_likeness, code_print, likeness
 from asiarch_hpc.search.novelty import (
-    CodePrint,
     PairFinding,
     behaviour_distance,
     closest,
-    code_likeness,
-    code_print,
     combine,
-    likeness,
     same_behaviour,
 )
 from tests.gate.rewrites import CONV, EQUAL, LINEAR, VARIANTS, program, renamed
