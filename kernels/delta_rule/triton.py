@@ -10,13 +10,14 @@ import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from kernels.configurations import choose
 from kernels.delta_rule import backward_kernels, chunked, forward_kernels
 from kernels.second_order import second_derivatives
 
 
 @dataclass(frozen=True)
 class Launch:
-    """Sizes of one kernel's programs."""
+    """Sizes of one kernel's programs: columns at once, warps, stages; `flip`: tiles are transposed."""
 
     part: int
     warps: int
@@ -26,14 +27,13 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """Everything the kernels need to know about shapes and types at compile time."""
+class Sizes:
+    """Tokens of a chunk, and sizes of each kernel. `long` chunks at least, and fewer programs than `few`, make it worth
+    to scan segments of a sequence side by side."""
 
     chunk: int
-    key: int
-    value: int
-    dot: torch.dtype
-    precision: str
+    long: int
+    few: int
     transitions: Launch
     states: Launch
     outputs: Launch
@@ -41,45 +41,43 @@ class Plan:
     gradients: Launch
 
 
-# By padded width, the larger of the two: tokens of a chunk; columns at once, warps and stages of each kernel.
-_HALF: dict[int, tuple[int, *tuple[Launch, ...]]] = {
-    16: (32, Launch(16, 1, 1), Launch(16, 1, 4), Launch(16, 1, 1), Launch(16, 1, 1), Launch(16, 2, 1)),
-    32: (32, Launch(32, 1, 1), Launch(16, 1, 4), Launch(32, 1, 1, 96), Launch(32, 1, 1, 96), Launch(32, 2, 1, 168)),
-    64: (64, Launch(64, 4, 1, 128), Launch(32, 4, 3), Launch(64, 4, 1), Launch(64, 4, 1), Launch(64, 4, 1)),
-    128: (
-        64,
-        Launch(64, 4, 1, 168),
-        Launch(64, 4, 2),
-        Launch(64, 4, 1),
-        Launch(64, 4, 1),
-        Launch(128, 8, 1, flip=True),
-    ),
-    256: (64, Launch(64, 8, 1), Launch(16, 8, 1), Launch(64, 4, 1), Launch(64, 4, 1), Launch(64, 8, 1, flip=True)),
-}
-_SINGLE: dict[int, tuple[int, *tuple[Launch, ...]]] = {
-    16: (32, Launch(16, 1, 1), Launch(16, 1, 2), Launch(16, 1, 1), Launch(16, 1, 1), Launch(16, 1, 1)),
-    32: (32, Launch(32, 2, 1), Launch(16, 2, 2), Launch(32, 2, 1), Launch(32, 2, 1), Launch(32, 2, 1)),
-    64: (32, Launch(32, 4, 1), Launch(16, 4, 2), Launch(32, 4, 1), Launch(32, 4, 1), Launch(32, 4, 1)),
-    128: (32, Launch(32, 4, 1), Launch(16, 4, 1), Launch(32, 4, 1), Launch(32, 4, 1), Launch(32, 8, 1, flip=True)),
-}
+@dataclass(frozen=True)
+class Plan:
+    """Everything the kernels need to know about shapes and types at compile time."""
+
+    sizes: Sizes
+    key: int
+    value: int
+    dot: torch.dtype
+    precision: str
+
+
 _PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "tf32x3"}
 _TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+# What `make tune` tries, entry after entry.
+SPACE: dict[str, tuple[Any, ...]] = {
+    "chunk": (32, 64),
+    **{f"{kernel}.warps": (1, 2, 4, 8) for kernel in ("transitions", "states", "outputs", "adjoint", "gradients")},
+    **{f"{kernel}.part": (16, 32, 64, 128) for kernel in ("transitions", "states", "outputs", "adjoint", "gradients")},
+    **{f"{kernel}.registers": (None, 96, 128, 168) for kernel in ("transitions", "outputs", "adjoint", "gradients")},
+    "states.stages": (1, 2, 3, 4),
+    "gradients.flip": (False, True),
+}
 
 
-# So many chunks at least, and fewer programs than this, make it worth to scan segments of a sequence side by side.
-LONG, FEW = 64, 132
+def _sizes(chunk: int, long: int, few: int, **kernels: dict[str, Any]) -> Sizes:
+    return Sizes(chunk, long, few, **{name: Launch(**sizes) for name, sizes in kernels.items()})
 
 
-def plan(q: Tensor, k: Tensor, v: Tensor) -> Plan:
+def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> Plan:
     """Products of bfloat16 operands are bfloat16's, those of others tf32's, for float32 in three terms."""
     wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     dot = torch.bfloat16 if wide == torch.bfloat16 else torch.float32
     key, value = (max(16, triton.next_power_of_2(x.shape[-1])) for x in (k, v))
     if dot == torch.bfloat16 and max(key, value) > 32:
         key, value = max(key, 64), max(value, 64)  # narrower tiles fault now and then in Triton 3.6's wgmma
-    chunk, *launches = (_HALF if dot == torch.bfloat16 else _SINGLE)[max(key, value)]
-    precision = _PRECISIONS[wide]
-    return Plan(chunk, key, value, dot, precision, *launches)
+    shape = {"bits": 8 * dot.itemsize, "width": int(max(key, value)), "gated": int(log_decay is not None)}
+    return Plan(choose("delta_rule", _sizes, v.device, **shape), key, value, dot, _PRECISIONS[wide])
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -93,7 +91,7 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
 
 def _common(p: Plan, launch: Launch, q: Tensor, v: Tensor, log_decay: Tensor | None, normalise: bool) -> dict[str, Any]:
     return {
-        "C": p.chunk,
+        "C": p.sizes.chunk,
         "BK": p.key,
         "BV": p.value,
         "PART": min(launch.part, p.value),
@@ -116,9 +114,10 @@ def _scan(
 ) -> None:  # fmt: skip
     """Writes the states between chunks to `before` and the last one to `after`."""
     rows, chunks = transition.shape[:2]
-    part = min(p.states.part, p.value)
+    sizes = p.sizes.states
+    part = min(sizes.part, p.value)
     span = chunks
-    if chunks >= LONG and rows * (p.value // part) < FEW:
+    if chunks >= p.sizes.long and rows * (p.value // part) < p.sizes.few:
         span = 1 << (chunks.bit_length() // 2)
     segments = -(-chunks // span)
 
@@ -127,7 +126,7 @@ def _scan(
             transition, addition, kept, boundary, before, after, chunks, segments, span, *shape,
             BK=p.key, BV=p.value, PART=part, GATED=kept is not None,
             BOUNDED=boundary is not None and not linked, LINKED=linked, LOCAL=local, BACKWARD=backward,
-            DOT=_TRITON_TYPES[p.dot], PRECISION=p.precision, STAGES=p.states.stages, num_warps=p.states.warps,
+            DOT=_TRITON_TYPES[p.dot], PRECISION=p.precision, STAGES=sizes.stages, num_warps=sizes.warps,
         )  # fmt: skip
 
     shape = after.shape[2:]
@@ -150,7 +149,7 @@ def _forward(
     scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output and final state, and for the backward pass: inverse, transition, kept, sums, before, sound."""
-    p, results = plan(q, k, v), _empty(q, k, v, log_decay)
+    p, results = plan(q, k, v, log_decay), _empty(q, k, v, log_decay)
     out, after, inverse, transition, kept, sums, before, sound = results
     q, k, v, beta = _rows(q), _rows(k), _rows(v), beta.contiguous()
     log_decay = None if log_decay is None else log_decay.contiguous()
@@ -159,17 +158,17 @@ def _forward(
     chunks = sound.shape[1]
     addition = torch.empty_like(before)
     grid, sizes = (batch * chunks * heads,), (length, heads, chunks, key, value)
-    part = p.transitions.part
+    part = p.sizes.transitions.part
     forward_kernels.transitions[grid](
         k, v, beta, log_decay, inverse, transition, addition, kept, sums, sound, *_strides(k), *_strides(v), *sizes,
         PART_V=min(part, p.value),
-        **(_common(p, p.transitions, q, v, log_decay, normalise) | {"PART": min(part, p.key)}),
+        **(_common(p, p.sizes.transitions, q, v, log_decay, normalise) | {"PART": min(part, p.key)}),
     )  # fmt: skip
     gates = None if log_decay is None else kept
     _scan(p, transition, addition, gates, boundary, before, after, backward=False)
     forward_kernels.outputs[grid](
         q, k, v, beta, sums, inverse, before, sound, out, scale, *_strides(q), *_strides(k), *_strides(v),
-        *sizes, **_common(p, p.outputs, q, v, log_decay, normalise),
+        *sizes, **_common(p, p.sizes.outputs, q, v, log_decay, normalise),
     )  # fmt: skip
     return results
 
@@ -185,16 +184,16 @@ def _(
 def _empty(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    p = plan(q, k, v)
+    p = plan(q, k, v, log_decay)
     batch, length, heads, key = q.shape
-    rows, chunks, value = batch * heads, -(-length // p.chunk), v.shape[-1]
+    rows, chunks, value = batch * heads, -(-length // p.sizes.chunk), v.shape[-1]
     return (
         v.new_empty(batch, length, heads, value),
         v.new_empty(batch, heads, key, value, dtype=torch.float32),
-        v.new_empty(rows, chunks, p.chunk, p.chunk, dtype=p.dot),
+        v.new_empty(rows, chunks, p.sizes.chunk, p.sizes.chunk, dtype=p.dot),
         v.new_empty(rows, chunks, p.key, p.key, dtype=p.dot),
         v.new_empty(rows, chunks, dtype=torch.float32),
-        v.new_empty(0 if log_decay is None else rows, chunks, 2, p.chunk, dtype=torch.float32),
+        v.new_empty(0 if log_decay is None else rows, chunks, 2, p.sizes.chunk, dtype=torch.float32),
         v.new_empty(rows, chunks, p.value, p.key, dtype=p.dot),
         v.new_empty(rows, chunks, dtype=torch.int32),
     )
@@ -207,7 +206,7 @@ def _backward(
     sums: Tensor, before: Tensor, sound: Tensor, scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, beta, log_decay (empty without one) and initial_state."""
-    p, results = plan(q, k, v), _empty_gradients(q, k, v, beta, log_decay)
+    p, results = plan(q, k, v, log_decay), _empty_gradients(q, k, v, beta, log_decay)
     q_grad, k_grad, v_grad, beta_grad, log_decay_grad, state_grad = results
     q, k, v, beta = _rows(q), _rows(k), _rows(v), beta.contiguous()
     out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else _rows(out_grad)
@@ -220,15 +219,15 @@ def _backward(
     qk = (*_strides(q), *_strides(k))
     backward_kernels.adjoint_additions[grid](
         q, k, beta, sums, inverse, sound, out_grad, addition, scale, *qk, *_strides(out_grad), *sizes,
-        **_common(p, p.adjoint, q, v, log_decay, normalise),
+        **_common(p, p.sizes.adjoint, q, v, log_decay, normalise),
     )  # fmt: skip
     gates = None if log_decay is None else kept
     _scan(p, transition, addition, gates, boundary, states_grad, state_grad, backward=True)
     backward_kernels.gradients[grid](
         q, k, v, beta, sums, inverse, before, sound, out_grad, states_grad,
         q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale, *qk, *_strides(v), *_strides(out_grad), *sizes,
-        FLIP=p.gradients.flip,
-        **_common(p, p.gradients, q, v, log_decay, normalise),
+        FLIP=p.sizes.gradients.flip,
+        **_common(p, p.sizes.gradients, q, v, log_decay, normalise),
     )  # fmt: skip
     return results
 

@@ -6,55 +6,62 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
+from kernels.configurations import choose
 from kernels.linear_attention import backward_kernels, chunked, forward_kernels
 from kernels.second_order import second_derivatives
 
 
 @dataclass(frozen=True)
-class Tiles:
-    """Tokens of a chunk, columns of keys and values at once, and warps: of each kernel but `states`, of `gradients`."""
+class Sizes:
+    """Tokens of a chunk, columns of keys and values at once, and warps: of each kernel but `states`, of `gradients`. Of
+    `states`: keys of a tile, warps, and chunks whose loads are under way."""
 
     chunk: int
     part: int
     warps: int
     gradient_warps: int
+    state_rows: int
+    state_warps: int
+    state_stages: int
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything the kernels need to know about shapes and types at compile time."""
 
-    tiles: Tiles
+    sizes: Sizes
     key: int
     value: int
     dot: torch.dtype
     precision: str
 
 
-# By padded width, the larger of the two; the last one holds for all wider ones. For one decay a head or none, for one a
-# channel, and for products of float32.
-_HALF = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 2, 2), 64: Tiles(64, 64, 4, 4)}
-_HALF_BY_CHANNEL = {16: Tiles(32, 16, 1, 1), 32: Tiles(32, 32, 2, 2), 64: Tiles(32, 64, 4, 4)}
-_SINGLE = {16: Tiles(32, 16, 2, 2), 32: Tiles(32, 32, 4, 4)}
-# `states`: keys of a tile, warps, and chunks whose loads are under way.
-_STATE_ROWS, _STATE_WARPS, _STATE_STAGES = 16, 2, 4
 _PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "tf32x3"}
 _TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
+# What `make tune` tries, entry after entry.
+SPACE: dict[str, tuple[Any, ...]] = {
+    "chunk": (32, 64),
+    "part": (16, 32, 64),
+    "warps": (1, 2, 4, 8),
+    "gradient_warps": (1, 2, 4, 8),
+    "state_rows": (16, 32),
+    "state_warps": (1, 2, 4),
+    "state_stages": (2, 3, 4, 5),
+}
 
 
 def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> Plan:
     """Products of bfloat16 operands are bfloat16's, those of others tf32's, for float32 in three terms."""
     wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     dot = torch.bfloat16 if wide == torch.bfloat16 else torch.float32
-    half = _HALF_BY_CHANNEL if log_decay is not None and log_decay.ndim == 4 else _HALF
-    table = half if dot == torch.bfloat16 else _SINGLE
-    tiles = table[min(max(table), max(16, triton.next_power_of_2(max(k.shape[-1], v.shape[-1]))))]
-    key, value = (-(-x.shape[-1] // tiles.part) * tiles.part for x in (k, v))
-    return Plan(tiles, key, value, dot, _PRECISIONS[wide])
+    by_channel = log_decay is not None and log_decay.ndim == 4
+    shape = {"bits": 8 * dot.itemsize, "width": int(max(k.shape[-1], v.shape[-1])), "by_channel": int(by_channel)}
+    sizes = choose("linear_attention", Sizes, v.device, **shape)
+    key, value = (-(-x.shape[-1] // sizes.part) * sizes.part for x in (k, v))
+    return Plan(sizes, key, value, dot, _PRECISIONS[wide])
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -70,11 +77,11 @@ def _common(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tens
     """Compile-time arguments. TERMS: in how many bfloat16 numbers log-decays are summed; 0: not in bfloat16."""
     terms = 1 if log_decay is not None and log_decay.dtype == torch.bfloat16 else 2
     return {
-        "C": p.tiles.chunk,
+        "C": p.sizes.chunk,
         "BK": p.key,
         "BV": p.value,
-        "PK": p.tiles.part,
-        "PV": p.tiles.part,
+        "PK": p.sizes.part,
+        "PV": p.sizes.part,
         "EVEN_K": q.shape[-1] == p.key,
         "EVEN_V": v.shape[-1] == p.value,
         "SCALAR": log_decay is not None and log_decay.ndim == 3,
@@ -83,7 +90,7 @@ def _common(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tens
         "DOT": _TRITON_TYPES[p.dot],
         "PRECISION": p.precision,
         "TERMS": terms if p.dot == torch.bfloat16 else 0,
-        "num_warps": p.tiles.warps,
+        "num_warps": p.sizes.warps,
         "num_stages": 1,
     }
 
@@ -94,11 +101,11 @@ def _scan(
 ) -> None:  # fmt: skip
     """Writes the states between chunks to `before` and the last one to `after`."""
     rows, chunks = before.shape[:2]
-    forward_kernels.states[(rows * (p.key // _STATE_ROWS) * (p.value // p.tiles.part),)](
+    forward_kernels.states[(rows * (p.key // p.sizes.state_rows) * (p.value // p.sizes.part),)](
         addition, kept, boundary, before, after, chunks, *after.shape[2:],
-        BK=p.key, BV=p.value, ROWS=_STATE_ROWS, PV=p.tiles.part,
+        BK=p.key, BV=p.value, ROWS=p.sizes.state_rows, PV=p.sizes.part,
         SCALAR=log_decay is not None and log_decay.ndim == 3, DIAGONAL=log_decay is not None and log_decay.ndim == 4,
-        BOUNDED=boundary is not None, BACKWARD=backward, STAGES=_STATE_STAGES, num_warps=_STATE_WARPS,
+        BOUNDED=boundary is not None, BACKWARD=backward, STAGES=p.sizes.state_stages, num_warps=p.sizes.state_warps,
     )  # fmt: skip
 
 
@@ -129,7 +136,7 @@ def _forward(
             q, k, v, log_decay, bonus, addition, kept, scores, sound, scale, *sizes, **common
         )
         _scan(p, addition, kept, _operand(initial_state), before, after, log_decay, backward=False)
-        forward_kernels.outputs[(sound.numel(), p.value // p.tiles.part)](
+        forward_kernels.outputs[(sound.numel(), p.value // p.sizes.part)](
             q, k, v, log_decay, bonus, before, scores, sound, out, scale, *sizes, **common
         )
     return results
@@ -148,7 +155,7 @@ def _empty(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     p = plan(q, k, v, log_decay)
     batch, length, heads, key = q.shape
-    chunk, value = p.tiles.chunk, v.shape[-1]
+    chunk, value = p.sizes.chunk, v.shape[-1]
     rows, chunks = batch * heads, -(-length // chunk)
     axes = 0 if log_decay is None else log_decay.ndim
     return (
@@ -173,10 +180,10 @@ def _backward(
     q, k, v, log_decay, bonus = _rows(q), _rows(k), _rows(v), _operand(log_decay), _operand(bonus)
     out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else _rows(out_grad)
     (batch, length, heads, key), value = q.shape, v.shape[-1]
-    rows, chunks, chunk = *sound.shape, p.tiles.chunk
+    rows, chunks, chunk = *sound.shape, p.sizes.chunk
     sizes = (length, heads, chunks, key, value)
     common = _common(p, q, v, log_decay, bonus)
-    parts = p.key // p.tiles.part
+    parts = p.key // p.sizes.part
     scalar = log_decay is not None and log_decay.ndim == 3
     by_part = q.new_empty(parts, batch, length, heads, dtype=torch.float32) if scalar else decay_grad
     by_chunk = q.new_empty(batch, heads, chunks, key if bonus is not None else 0, dtype=torch.float32)
@@ -190,9 +197,9 @@ def _backward(
         backward_kernels.gradients[(sound.numel(), parts)](
             q, k, v, log_decay, bonus, before, sound, out_grad, states_grad, scores_grad,
             q_grad, k_grad, by_part, by_chunk, scale, batch * length * heads, *_strides(q, k, v, out_grad), *sizes,
-            **(common | {"num_warps": p.tiles.gradient_warps}),
+            **(common | {"num_warps": p.sizes.gradient_warps}),
         )  # fmt: skip
-        backward_kernels.value_gradients[(sound.numel(), p.value // p.tiles.part)](
+        backward_kernels.value_gradients[(sound.numel(), p.value // p.sizes.part)](
             q, k, log_decay, bonus, scores, sound, out_grad, states_grad, v_grad, scale,
             *_strides(q, k, out_grad), *sizes, **common,
         )  # fmt: skip

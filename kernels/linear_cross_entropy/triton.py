@@ -13,6 +13,7 @@ from triton.tools.tensor_descriptor import (  # type: ignore[import-untyped, imp
     TensorDescriptor,
 )
 
+from kernels.configurations import choose
 from kernels.linear_cross_entropy import triton_kernels
 
 # Exponentials of one chunk of tokens.
@@ -37,17 +38,17 @@ class Tiles:
     in_registers: bool = False
 
 
-_NARROW = Tiles(128, 128, None, 8, 2, in_registers=True)
-_WIDE = Tiles(128, 128, 64, 4, 3)
-_SCORES = Tiles(128, 128, 64, 8, 3)
-_SAFE = Tiles(64, 64, 32, 4, 2)
-
-
-def tiles_for(dim: int, device: torch.device) -> Tiles:
-    """For Hopper by width; elsewhere small tiles that fit everywhere."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) != (9, 0):
-        return _SAFE
-    return _NARROW if 64 < dim <= 256 else _WIDE
+# Of the kernel that usually has nothing to do.
+_RESCUE = Tiles(64, 64, 32, 4, 2)
+# What `make tune` tries, entry after entry, for the loss and for the likelihoods.
+SPACE: dict[str, tuple[Any, ...]] = {
+    "bk": (None, 32, 64, 128),
+    "in_registers": (False, True),
+    "bm": (64, 128, 256),
+    "bn": (64, 128, 256),
+    "warps": (4, 8),
+    "stages": (2, 3, 4),
+}
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,8 @@ def loss_and_gradients(
         chunk_tokens: None for as many as _CHUNK_BYTES hold.
     """
     operands = _prepare(hidden, weight, targets, ignore_index, vocab, scale)
-    tiles = tiles or tiles_for(operands.hidden.shape[1], hidden.device)
     tokens, dim = operands.hidden.shape
+    tiles = tiles or choose("linear_cross_entropy", Tiles, hidden.device, width=dim)
     columns = operands.weight.shape[0]
     # float16 ends at 65504, far below the exponentials.
     stored = torch.float32 if hidden.dtype == torch.float32 else torch.bfloat16
@@ -103,7 +104,7 @@ def log_likelihood(
     """As `chunked.log_likelihood`, with operands in hidden's type and sums in float32."""
     operands = _prepare(hidden, weight, targets, ignore_index, vocab, scale)
     tokens, dim = operands.hidden.shape
-    tiles = tiles or (_SAFE if tiles_for(dim, hidden.device) is _SAFE else _SCORES)
+    tiles = tiles or choose("linear_log_likelihood", Tiles, hidden.device, width=dim)
     assert tiles.bk is not None
     columns = operands.weight.shape[0]
     row_blocks, spans, each = _spans(tokens, columns, tiles)
@@ -202,7 +203,7 @@ def _exponentials(operands: _Operands, part: slice, level: Tensor, p: Tensor, ti
             h_tile, w_tile, p_tile, offset, partial, tokens, dim, operands.vocab, operands.slope,
             BM=tiles.bm, BN=tiles.bn, BK=tiles.bk, GROUP=8, **options,
         )  # fmt: skip
-    safe = _SAFE
+    safe = _RESCUE
     triton_kernels.rescue_kernel[(-(-tokens // safe.bm),)](
         _described(h, safe.bm, 32), _described(w, safe.bn, 32), _described(p, safe.bm, safe.bn), offset, partial,
         tokens, partial.shape[0], dim, operands.vocab, columns, operands.slope,

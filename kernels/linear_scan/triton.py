@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from kernels.configurations import choose
 from kernels.linear_scan import triton_kernels
 from kernels.linear_scan.operation import KEPT_EVERY
 
-# Of channels, for each thread.
-_BYTES = 4
-# Programs, each one warp, that keep the memory busy; for fewer, sequences are cut into segments, which are read twice.
-_PROGRAMS = 1024
-_LEAST_TOKENS, _MOST_SEGMENTS = 128, 64
+
+@dataclass(frozen=True)
+class Sizes:
+    """`bytes` of channels, for each thread; `programs`, each one warp, that keep the memory busy: for fewer, sequences
+    are cut into segments of `least_tokens` or more, which are read twice."""
+
+    bytes: int
+    programs: int
+    least_tokens: int
+    most_segments: int
+
+
+# What `make tune` tries, entry after entry.
+SPACE: dict[str, tuple[Any, ...]] = {
+    "bytes": (2, 4, 8),
+    "programs": (512, 1024, 2048, 4096),
+    "least_tokens": (64, 128, 256),
+    "most_segments": (32, 64, 128),
+}
 
 
 def forward(x: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,9 +77,10 @@ def backward(x: Tensor, log_decay: Tensor, kept: Tensor, dh: Tensor) -> tuple[Te
 def _sizes(x: Tensor) -> tuple[int, int, int]:
     """Segments of a sequence, tokens of a segment, channels of a program."""
     batch, length, dim = x.shape
-    channels = min(32 * max(_BYTES // x.element_size(), 1), 1 << (dim - 1).bit_length())
+    sizes = choose("linear_scan", Sizes, x.device, bits=8 * x.itemsize, width=dim)
+    channels = min(32 * max(sizes.bytes // x.itemsize, 1), 1 << (dim - 1).bit_length())
     programs = batch * -(-dim // channels)
-    wanted = min(-(-_PROGRAMS // programs), length // _LEAST_TOKENS, _MOST_SEGMENTS)
+    wanted = min(-(-sizes.programs // programs), length // sizes.least_tokens, sizes.most_segments)
     tokens = -(-length // (max(wanted, 1) * KEPT_EVERY)) * KEPT_EVERY
     return -(-length // tokens), tokens, channels
 

@@ -4,16 +4,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-# Elements of one program's tile; programs of the backward pass, each with a partial sum of the weight's gradient, and
-# how many of their tiles are under way.
-_ELEMENTS = 2048
-_PROGRAMS = 528
-_STAGES = 3
+from kernels.configurations import choose
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Elements of one program's tile and its warps; programs of the backward pass, each with a partial sum of the
+    weight's gradient, and how many of their tiles are under way."""
+
+    elements: int
+    warps: int
+    programs: int
+    stages: int
+
+
+# What `make tune` tries, entry after entry.
+SPACE: dict[str, tuple[Any, ...]] = {
+    "elements": (1024, 2048, 4096, 8192),
+    "warps": (1, 2, 4, 8),
+    "programs": (264, 528, 1056),
+    "stages": (1, 2, 3, 4),
+}
 
 
 @triton.jit
@@ -83,10 +102,10 @@ def forward(x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, s
     x = _with_adjacent_channels(x)
     gate = None if gate is None else _with_adjacent_channels(gate)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    each, width, warps = _sizes(dim)
+    sizes, each, width = _sizes(x, gate)
     forward_kernel[(-(-rows // each),)](
         x, weight, gate, y, rows, dim, x.stride(0), 0 if gate is None else gate.stride(0), eps,
-        WEIGHT=weight is not None, GATE=gate is not None, SILU=silu, ROWS=each, BD=width, num_warps=warps,
+        WEIGHT=weight is not None, GATE=gate is not None, SILU=silu, ROWS=each, BD=width, num_warps=sizes.warps,
     )  # fmt: skip
     return y
 
@@ -100,23 +119,26 @@ def backward(
     gate = None if gate is None else _with_adjacent_channels(gate)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dg = x.new_empty(0) if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=x.device)
-    each, width, warps = _sizes(dim)
-    steps = -(-rows // (each * _PROGRAMS))
+    sizes, each, width = _sizes(x, gate)
+    steps = -(-rows // (each * sizes.programs))
     programs = -(-rows // (each * steps))
     partial = torch.empty(0 if weight is None else programs, dim, dtype=torch.float32, device=x.device)
     backward_kernel[(programs,)](
         x, weight, gate, dy.contiguous(), dx, dg, partial, rows, dim, x.stride(0),
         0 if gate is None else gate.stride(0), eps, steps,
-        WEIGHT=weight is not None, GATE=gate is not None, SILU=silu, ROWS=each, BD=width, STAGES=_STAGES,
-        num_warps=warps,
+        WEIGHT=weight is not None, GATE=gate is not None, SILU=silu, ROWS=each, BD=width, STAGES=sizes.stages,
+        num_warps=sizes.warps,
     )  # fmt: skip
     return dx, x.new_empty(0, dtype=torch.float32) if weight is None else partial.sum(0), dg
 
 
-def _sizes(dim: int) -> tuple[int, int, int]:
-    """Rows of a tile, its width, warps."""
+def _sizes(x: Tensor, gate: Tensor | None) -> tuple[Sizes, int, int]:
+    """And rows of a tile, its width."""
+    dim = x.shape[1]
     width = 1 << (dim - 1).bit_length()
-    return max(_ELEMENTS // width, 1), width, 8 if width > 4096 else 4
+    shape = {"bits": 8 * x.itemsize, "width": dim, "gated": int(gate is not None)}
+    sizes = choose("rms_norm", Sizes, x.device, **shape)
+    return sizes, max(sizes.elements // width, 1), width
 
 
 def _with_adjacent_channels(x: Tensor) -> Tensor:

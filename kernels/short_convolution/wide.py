@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.configurations import choose
 from kernels.short_convolution import wide_kernels
 
-# Tokens of one program: of the filter, and of the sums of the taps' gradients.
-_TOKENS, _SUMMED = 64, 512
-# Of channels, for each thread.
-_BYTES = 4
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tokens of one program: of the filter, and `summed` of the sums of the taps' gradients, multiples of 8; `bytes` of
+    channels, for each thread."""
+
+    tokens: int
+    summed: int
+    bytes: int
+
+
+# What `make tune` tries, entry after entry.
+SPACE: dict[str, tuple[Any, ...]] = {
+    "tokens": (32, 64, 128, 256),
+    "summed": (256, 512, 1024),
+    "bytes": (2, 4, 8),
+}
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
@@ -33,11 +50,13 @@ def backward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, dy: Ten
         _filter(x, weight, bias, dy, dz, silu=True)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     _filter(dz, weight, None, None, dx, reverse=True)
-    channels, blocks = _channels(x), batch * -(-length // _SUMMED)
+    sizes, channels = _sizes(x, weight)
+    blocks = batch * -(-length // sizes.summed)
     partial = torch.empty(blocks, 8 * groups, dim, dtype=torch.float32, device=x.device)
     wide_kernels.taps_kernel[(blocks * -(-dim // channels), groups)](
-        x, dz, partial, length, dim, x.stride(0), x.stride(1), GROUPS=groups, TOKENS=_SUMMED, BD=channels, num_warps=1
-    )
+        x, dz, partial, length, dim, x.stride(0), x.stride(1), GROUPS=groups, TOKENS=sizes.summed, BD=channels,
+        num_warps=1,
+    )  # fmt: skip
     by_weight = partial.sum(0)[8 * groups - width :].T.clone(memory_format=torch.contiguous_format)
     by_bias = torch.zeros(dim, device=x.device) if bias is None else dz.sum((0, 1), dtype=torch.float32)
     return dx, by_weight, by_bias
@@ -50,15 +69,18 @@ def _filter(
     """Writes to y: the output, or with dy its product with the activation's slope."""
     batch, length, dim = x.shape
     x = x if x.stride(2) == 1 else x.contiguous()
-    groups, channels = -(-weight.shape[1] // 8), _channels(x)
+    groups, (sizes, channels) = -(-weight.shape[1] // 8), _sizes(x, weight)
     missing = 8 * groups - weight.shape[1]
     taps = F.pad(weight.float().T, (0, 0, missing, 0)).contiguous()
-    wide_kernels.filter_kernel[(batch * -(-length // _TOKENS) * -(-dim // channels),)](
+    wide_kernels.filter_kernel[(batch * -(-length // sizes.tokens) * -(-dim // channels),)](
         x, taps, bias, dy, y, length, dim, x.stride(0), x.stride(1), GROUPS=groups, MISSING=missing,
         BIAS=bias is not None, SILU=silu, SLOPE=dy is not None,
-        REVERSE=reverse, TOKENS=_TOKENS, BD=channels, num_warps=1,
+        REVERSE=reverse, TOKENS=sizes.tokens, BD=channels, num_warps=1,
     )  # fmt: skip
 
 
-def _channels(x: Tensor) -> int:
-    return min(32 * max(_BYTES // x.element_size(), 1), 1 << (x.shape[2] - 1).bit_length())
+def _sizes(x: Tensor, weight: Tensor) -> tuple[Sizes, int]:
+    """And channels of a program."""
+    shape = {"bits": 8 * x.itemsize, "width": x.shape[2], "taps": weight.shape[1]}
+    sizes = choose("short_convolution_wide", Sizes, x.device, **shape)
+    return sizes, min(32 * max(sizes.bytes // x.itemsize, 1), 1 << (x.shape[2] - 1).bit_length())

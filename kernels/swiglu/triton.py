@@ -4,13 +4,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-# Numbers of one program: enough loads in flight, few registers.
-_ELEMENTS = 2048
+from kernels.configurations import choose
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of one program (enough loads in flight, few registers), columns of them at most, warps."""
+
+    elements: int
+    columns: int
+    warps: int
+
+
+# What `make tune` tries, entry after entry.
+SPACE: dict[str, tuple[Any, ...]] = {
+    "elements": (1024, 2048, 4096, 8192),
+    "columns": (128, 256, 512, 1024),
+    "warps": (2, 4, 8),
+}
 
 
 @triton.jit
@@ -49,8 +68,8 @@ def forward(x: Tensor) -> Tensor:
     """x [rows, 2 dim] -> [rows, dim]."""
     x = _rows(x)
     y = x.new_empty(x.shape[0], x.shape[1] // 2)
-    grid, sizes = _launch(*y.shape)
-    forward_kernel[grid](x, y, *y.shape, x.stride(0), **sizes, num_warps=4)
+    grid, options = _launch(y)
+    forward_kernel[grid](x, y, *y.shape, x.stride(0), **options)
     return y
 
 
@@ -58,8 +77,8 @@ def backward(x: Tensor, dy: Tensor) -> Tensor:
     """x [rows, 2 dim], dy [rows, dim] -> gradient of x, contiguous."""
     x, dy = _rows(x), dy.contiguous()
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    grid, sizes = _launch(*dy.shape)
-    backward_kernel[grid](x, dy, dx, *dy.shape, x.stride(0), **sizes, num_warps=4)
+    grid, options = _launch(dy)
+    backward_kernel[grid](x, dy, dx, *dy.shape, x.stride(0), **options)
     return dx
 
 
@@ -67,7 +86,10 @@ def _rows(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _launch(rows: int, dim: int) -> tuple[tuple[int, int], dict[str, int]]:
-    columns = min(triton.next_power_of_2(dim), 256)
-    height = max(1, _ELEMENTS // columns)
-    return (triton.cdiv(rows, height), triton.cdiv(dim, columns)), {"ROWS": height, "COLUMNS": columns}
+def _launch(y: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
+    rows, dim = y.shape
+    sizes = choose("swiglu", Sizes, y.device, bits=8 * y.itemsize, width=dim)
+    columns = min(triton.next_power_of_2(dim), sizes.columns)
+    height = max(1, sizes.elements // columns)
+    grid = (triton.cdiv(rows, height), triton.cdiv(dim, columns))
+    return grid, {"ROWS": height, "COLUMNS": columns, "num_warps": sizes.warps}

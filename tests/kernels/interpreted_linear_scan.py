@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor
 
+from kernels.configurations import trial
 from kernels.linear_scan import operation, reference
 from kernels.linear_scan import triton as fused
 from tests.kernels.cases import error
 
 
 @pytest.fixture(autouse=True)
-def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_LEAST_TOKENS", 16)
+def programs(request: pytest.FixtureRequest) -> Iterator[int]:
+    """That keep the device busy; segments may be short."""
+    programs: int = getattr(request, "param", 1024)
+    sizes = {"bytes": 4, "programs": programs, "least_tokens": 16, "most_segments": 64}
+    with trial("linear_scan", sizes):
+        yield programs
 
 
 def draw(batch: int, length: int, dim: int, *, constant: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -42,9 +49,8 @@ def test_results_and_gradients(batch: int, length: int, dim: int, constant: bool
     compare(*draw(batch, length, dim, constant=constant))
 
 
-@pytest.mark.parametrize("programs", [1, 100])
-def test_segments(programs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused, "_PROGRAMS", programs)
+@pytest.mark.parametrize("programs", [1, 100], indirect=True)
+def test_segments(programs: int) -> None:
     operands = draw(1, 65, 6, constant=False)
     assert fused._sizes(operands[0])[0] == {1: 1, 100: 3}[programs]
     compare(*operands)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
+from kernels.configurations import trial
 from kernels.short_convolution import reference, wide
 from kernels.short_convolution import triton as fused
 from tests.kernels.cases import error
 
 
 @pytest.fixture(autouse=True)
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_blocks() -> Iterator[None]:
     """So that short sequences are cut too."""
-    monkeypatch.setattr(fused, "_TOKENS", ((8,), (16,)))
-    monkeypatch.setattr(wide, "_TOKENS", 16)
-    monkeypatch.setattr(wide, "_SUMMED", 24)
+    forward, backward = ({"tokens": [tokens], "programs": 1, "ahead": 4, "bytes": 8} for tokens in (8, 16))
+    with (
+        trial("short_convolution", {"forward": forward, "backward": backward}),
+        trial("short_convolution_wide", {"tokens": 16, "summed": 24, "bytes": 4}),
+    ):
+        yield
 
 
 @pytest.mark.parametrize(("silu", "biased"), [(True, True), (False, False)])
