@@ -119,7 +119,7 @@ class TestHopper:
             self.compare("linear_scan", scan, bits=bits, width=width)
 
     def test_linear_attention(self) -> None:
-        """Tokens of a chunk, columns, warps, warps of `gradients`; by bits, whether channels have their decays, width."""
+        """Tokens of a chunk, columns, warps, those of `gradients`; by bits, whether by channel, and width."""
         sizes = {
             (16, 0): {16: (32, 16, 1, 1), 32: (32, 32, 2, 2), 256: (64, 64, 4, 4)},
             (16, 1): {16: (32, 16, 1, 1), 32: (32, 32, 2, 2), 256: (32, 64, 4, 4)},
