@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels.configurations import find, read_table, trial
 from kernels.delta_rule import chunked, delta_rule, reference
 from tests.kernels.cases import Operands, error, gradients, requiring_grad
 
@@ -110,11 +111,10 @@ class TestKernels:
                     assert state[:, 0].isnan().all(), (name, position)
 
     @pytest.mark.parametrize("gated", [False, True])
-    def test_segments_side_by_side(self, gated: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-        from kernels.delta_rule import triton
-
-        monkeypatch.setattr(triton, "LONG", 2)
-        compare(operands(150, 16, 16, gated=gated, initial=gated, heads=1))
+    def test_segments_side_by_side(self, gated: bool) -> None:
+        sizes = find(read_table(), "delta_rule", "default", {"bits": 32, "width": 16, "gated": gated})
+        with trial("delta_rule", {**sizes, "long": 2}):
+            compare(operands(150, 16, 16, gated=gated, initial=gated, heads=1))
 
     def test_operands_with_strides(self) -> None:
         made = operands(40, 16, 16)
