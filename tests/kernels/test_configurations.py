@@ -11,35 +11,35 @@ import torch
 
 from kernels import configurations
 from kernels.configurations import choose, find, read_table, trial
+from tests.kernels.tune import LAUNCHED_BY, changed
 
-# Operation: the module that launches its kernels, what makes its configuration, and shapes, of every kind that occurs.
+# By operation, what makes its configuration, and shapes, of every kind that occurs.
 WIDTHS = (1, 16, 17, 32, 33, 64, 65, 128, 129, 256)
 DIMS = (1, 64, 65, 256, 257, 1024, 4096, 4097, 50_000)
-OPERATIONS: dict[str, tuple[str, str, dict[str, tuple[int, ...]]]] = {
-    "delta_rule": ("delta_rule.triton", "_sizes", {"bits": (16, 32), "width": WIDTHS, "gated": (0, 1)}),
-    "linear_attention": ("linear_attention.triton", "Sizes", {"bits": (16, 32), "width": WIDTHS, "by_channel": (0, 1)}),
-    "linear_cross_entropy": ("linear_cross_entropy.triton", "Tiles", {"width": DIMS}),
-    "linear_log_likelihood": ("linear_cross_entropy.triton", "Tiles", {"width": DIMS}),
-    "linear_scan": ("linear_scan.triton", "Sizes", {"bits": (16, 32), "width": DIMS}),
-    "rms_norm": ("rms_norm.triton", "Sizes", {"bits": (16, 32), "width": DIMS, "gated": (0, 1)}),
-    "short_convolution": ("short_convolution.triton", "_walks", {"bits": (16, 32), "width": DIMS, "taps": (1, 8)}),
-    "short_convolution_wide": ("short_convolution.wide", "Sizes", {"bits": (16, 32), "width": DIMS, "taps": (9, 64)}),
-    "swiglu": ("swiglu.triton", "Sizes", {"bits": (16, 32), "width": DIMS}),
+MAKERS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
+    "delta_rule": ("_sizes", {"bits": (16, 32), "width": WIDTHS, "gated": (0, 1)}),
+    "linear_attention": ("Sizes", {"bits": (16, 32), "width": WIDTHS, "by_channel": (0, 1)}),
+    "linear_cross_entropy": ("Tiles", {"width": DIMS}),
+    "linear_log_likelihood": ("Tiles", {"width": DIMS}),
+    "linear_scan": ("Sizes", {"bits": (16, 32), "width": DIMS}),
+    "rms_norm": ("Sizes", {"bits": (16, 32), "width": DIMS, "gated": (0, 1)}),
+    "short_convolution": ("_walks", {"bits": (16, 32), "width": DIMS, "taps": (1, 8)}),
+    "short_convolution_wide": ("Sizes", {"bits": (16, 32), "width": DIMS, "taps": (9, 64)}),
+    "swiglu": ("Sizes", {"bits": (16, 32), "width": DIMS}),
 }
 
 
 def shapes(operation: str) -> list[dict[str, int]]:
-    axes = OPERATIONS[operation][2]
+    axes = MAKERS[operation][1]
     found = [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
     # float32 and float16 operands wider than 128 are not for the kernels of the delta rule.
     return [s for s in found if operation != "delta_rule" or s["bits"] == 16 or s["width"] <= 128]
 
 
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("operation", MAKERS)
 def test_every_shape_on_every_device_has_a_configuration_that_fits_the_kernels(operation: str) -> None:
     pytest.importorskip("triton")
-    module, maker, _ = OPERATIONS[operation]
-    make = getattr(import_module(f"kernels.{module}"), maker)
+    make = getattr(import_module(LAUNCHED_BY[operation]), MAKERS[operation][0])
     for device in ("sm_90", "sm_86", "default"):
         for shape in shapes(operation):
             make(**find(read_table(), operation, device, shape))
@@ -48,15 +48,13 @@ def test_every_shape_on_every_device_has_a_configuration_that_fits_the_kernels(o
 def test_every_operation_has_its_space() -> None:
     """And every entry of a configuration that is tried exists."""
     pytest.importorskip("triton")
-    assert set(OPERATIONS) == set(read_table()["default"])
-    for operation, (module, maker, _) in OPERATIONS.items():
-        loaded = import_module(f"kernels.{module}")
+    assert set(MAKERS) == set(LAUNCHED_BY) == set(read_table()["default"])
+    for operation, (maker, _) in MAKERS.items():
+        loaded = import_module(LAUNCHED_BY[operation])
         made = find(read_table(), operation, "sm_90", shapes(operation)[0])
         for entry, values in loaded.SPACE.items():
-            first, _, last = entry.partition(".")
             for value in values:
-                changed = {first: made[first] | {last: value}} if last else {first: value}
-                getattr(loaded, maker)(**made | changed)
+                getattr(loaded, maker)(**changed(made, entry, value))
 
 
 class TestHopper:

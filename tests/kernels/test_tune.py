@@ -1,0 +1,142 @@
+"""The search for sizes of kernels, with a table of costs in place of a GPU, and the table that it writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from kernels.configurations import TABLE, find, read_table
+from kernels.swiglu import swiglu
+from tests.kernels import tune as tuner
+from tests.kernels.bench_case import Case
+from tests.kernels.tune import Task, around, changed, search, tasks, text_of, tune, value_of, with_rule
+
+START = {"tile": 32, "states": {"warps": 1}}
+SPACE = {"tile": (16, 32, 64), "states.warps": (1, 2, 4, 8)}
+SWIGLU = Case("swiglu", "1 x 2", lambda draw, batch: (draw.normal(batch, 2),), swiglu, swiglu, sizes="swiglu")
+
+
+def never() -> bool:
+    return False
+
+
+class TestSearch:
+    def test_one_entry_at_a_time_until_nothing_helps(self) -> None:
+        """Tiles of 64 are better only once there are four warps, so a second round finds them."""
+        tried = []
+
+        def cost(configuration: dict[str, Any]) -> float | None:
+            tried.append(json.dumps(configuration))
+            tile, warps = configuration["tile"], configuration["states"]["warps"]
+            return {1: 1.0, 2: 0.9, 4: 0.8, 8: 1.2}[warps] - (0.3 if tile == 64 and warps == 4 else 0.0)
+
+        assert search(START, SPACE, cost, never) == {"tile": 64, "states": {"warps": 4}}
+        assert len(tried) == len(set(tried))
+        assert START == {"tile": 32, "states": {"warps": 1}}
+
+    def test_what_is_wrong_or_hardly_faster_is_passed_over(self) -> None:
+        costs = {16: None, 32: 1.0, 64: 0.99}
+        assert search(START, {"tile": (16, 32, 64)}, lambda c: costs[c["tile"]], never) == START
+
+    def test_nothing_after_the_time_is_up(self) -> None:
+        answers = iter([False, True])
+        best = search(START, SPACE, lambda c: 1.0 / c["tile"], lambda: next(answers))
+        assert best == START  # of one candidate, 16, which is slower
+
+    def test_a_start_that_is_wrong(self) -> None:
+        with pytest.raises(ValueError, match="the table's own configuration is wrong"):
+            search(START, SPACE, lambda c: None, never)
+
+    def test_entries_of_entries(self) -> None:
+        assert changed(START, "states.warps", 8) == {"tile": 32, "states": {"warps": 8}}
+        assert value_of(START, "states.warps") == 1
+        assert value_of(START, "states.registers") is None
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"), [(0, [0, 0]), (1, [1, 1]), (2, [2, 2]), (3, [3, 4]), (64, [33, 64]), (680, [513, 1024])]
+)
+def test_ranges_between_powers_of_two(size: int, wanted: list[int]) -> None:
+    assert around({"width": size}) == {"width": wanted}
+
+
+def test_the_shipped_table_is_as_the_tuner_writes_it() -> None:
+    assert text_of(read_table()) == TABLE.read_text()
+
+
+def test_a_rule_counts_before_the_others_and_replaces_its_like() -> None:
+    shapes = {"width": [33, 64]}
+    table = {"default": {"a": [{"shapes": {}, "configuration": {"n": 0}}]}}
+    for n in (1, 2):
+        table = with_rule(table, "sm_90", "a", {"shapes": shapes, "configuration": {"n": n}})
+    table = with_rule(table, "sm_90", "a", {"shapes": {"width": [1, 32]}, "configuration": {"n": 3}})
+    assert len(table["sm_90"]["a"]) == 2
+    assert [find(table, "a", "sm_90", {"width": width})["n"] for width in (20, 40, 70)] == [3, 2, 0]
+
+
+def test_cases_that_ask_for_the_same_sizes_are_tuned_together() -> None:
+    shapes = {"x": {"width": 64}, "y": {"width": 64}, "z": {"width": 32}}
+    cases = [Case("swiglu", name, SWIGLU.make, swiglu, swiglu, sizes="swiglu") for name in "xyz"]
+    found = tasks(cases, lambda case: [shapes[case.shape]] * 2)
+    assert [[case.shape for case in task.cases] for task in found] == [["x", "y"], ["z"]]
+    assert found[0].shapes == ((("width", 64),),)
+
+
+class TestWritten:
+    @pytest.fixture
+    def path(self, tmp_path: Path) -> Path:
+        copy = tmp_path / "configurations.json"
+        copy.write_text(TABLE.read_text())
+        return copy
+
+    def tuned(self, path: Path, fast: int, share: float) -> list[str]:
+        pytest.importorskip("triton")
+        said: list[str] = []
+        shape = (("bits", 16), ("width", 680))
+
+        def cost(configuration: dict[str, Any]) -> float:
+            return share if configuration["elements"] == fast else 1.0
+
+        tune(
+            Task("swiglu", (shape,), (SWIGLU,)), path, "sm_120", cost, measured={"device": "a GPU"}, out_of_time=never,
+            say=said.append,
+        )  # fmt: skip
+        return said
+
+    def test_what_is_faster_is_written_for_its_device_and_range_only(self, path: Path) -> None:
+        before = read_table(path)
+        self.tuned(path, 4096, 0.5)
+        table = read_table(path)
+        shape = {"bits": 16, "width": 1000}
+        assert find(table, "swiglu", "sm_120", shape)["elements"] == 4096
+        assert find(table, "swiglu", "sm_120", {"bits": 16, "width": 1025})["elements"] == 2048
+        assert find(table, "swiglu", "sm_90", shape)["elements"] == 2048
+        [rule] = table.pop("sm_120")["swiglu"]
+        assert rule["measured"] == {"device": "a GPU", "cases": ["swiglu 1 x 2"], "share_of_time": 0.5}
+        assert table == before
+        assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+    def test_what_is_not_faster_is_not_written(self, path: Path) -> None:
+        self.tuned(path, 2048, 1.0)
+        assert path.read_text() == TABLE.read_text()
+
+    def test_a_table_that_cannot_be_written_stays(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        def full(descriptor: int) -> None:
+            raise OSError("no space left on device")
+
+        monkeypatch.setattr(tuner.os, "fsync", full)
+        with pytest.raises(OSError, match="no space left"):
+            self.tuned(path, 4096, 0.5)
+        assert path.read_text() == TABLE.read_text()
+
+
+def test_arguments_and_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    assert tuner.main(["swigloo"]) == 2
+    assert "no table of swigloo, expected some of: delta_rule" in capsys.readouterr().err
+    if not torch.cuda.is_available():
+        assert tuner.main([]) == 2
+        assert "needs a CUDA device" in capsys.readouterr().err
