@@ -16,7 +16,7 @@ VLLM := .venv-vllm
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check -qq
 RUN_FLAG := --results $(RESULTS) $(if $(RUN),--run $(RUN))
 
-.PHONY: help env explore noise data test test-vllm test-vllm-gpu check check-design import replay extract status rebuild bench dev-cluster dev-cluster-stop clean
+.PHONY: help env explore noise data test test-vllm test-vllm-gpu check check-design import replay extract status rebuild bench bench-kernels tune dev-cluster dev-cluster-stop clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -69,6 +69,12 @@ rebuild: env ## the run's journal from its tree: make rebuild RUN=name
 
 bench: env ## the controller's figures of README.md, measured here; others: ARGS=explore, gate, training …
 	@$(BIN)/python tests/bench.py $(ARGS)
+
+bench-kernels: env ## checks and times of every operation on one GPU; ARGS="--only OPERATION --no-rivals --tests …"
+	@$(BIN)/python -m tests.kernels.bench $(ARGS)
+
+tune: env ## better sizes of the kernels for this GPU, into kernels/configurations.json; ARGS="OPERATION …"
+	@$(BIN)/python -m tests.kernels.tune $(ARGS)
 
 dev-cluster: ## a real Slurm with four nodes on this machine (root; installs slurm-wlm and munge)
 	@bash slurm/dev-cluster.sh start

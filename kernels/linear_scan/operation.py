@@ -12,7 +12,7 @@ from kernels.operands import fused_allowed
 from kernels.packing import packed
 
 # Whether the kernels of `triton.py` are used. So far only Triton's interpreter has run them; to be true once
-# tests/kernels/test_linear_scan.py and tests/kernels/bench_scans.py have passed on a GPU.
+# tests/kernels/test_linear_scan.py and `make bench-kernels` have passed on a GPU.
 VERIFIED_ON_GPU = False
 # Tokens for each of which the forward kernel keeps one state for the backward kernel.
 KEPT_EVERY = 8

@@ -12,7 +12,7 @@ from kernels.packing import packed
 from kernels.short_convolution import chunked
 
 # Whether filters of 9 to 64 taps have kernels too. So far only Triton's interpreter has run those of `wide.py`; to be
-# true once tests/kernels/test_short_convolution.py and tests/kernels/bench_scans.py have passed on a GPU with it.
+# true once tests/kernels/test_short_convolution.py and `make bench-kernels` have passed on a GPU with it.
 WIDE_VERIFIED_ON_GPU = False
 _NARROW, _WIDE = 8, 64
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)

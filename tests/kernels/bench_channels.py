@@ -107,11 +107,11 @@ def convolution(
         return lambda x, weight, bias=None: causal_conv1d(x, weight, bias, activation=activation)[0]
 
     name = "short_convolution" if taps <= 8 else "short_convolution_wide"
+    kind = f"{taps} taps{', linear' * (not silu)}{', float32' * (dtype == SINGLE)}"
     return Case(
-        name, f"{label(batch, length, dim)}, {taps} taps{', float32' * (dtype == SINGLE)}", make, ours,
-        plain, batch, checked=min(batch, 3), rivals={FLA: fla, COMPILED: compiled(plain)},
-        flops=2.0 * taps * batch * length * dim, vector=True, timed=timed, tolerances=tolerances(dtype),
-        sizes=name,
+        name, f"{label(batch, length, dim)}, {kind}", make, ours, plain, batch, checked=min(batch, 3),
+        rivals={FLA: fla, COMPILED: compiled(plain)}, flops=2.0 * taps * batch * length * dim, vector=True, timed=timed,
+        tolerances=tolerances(dtype), sizes=name,
     )  # fmt: skip
 
 

@@ -64,6 +64,8 @@ class Rivals:
         with suppress(BrokenPipeError):
             self.process.stdin.close()
         os.close(self.answers)
+        assert self.log is not None
+        self.log.close()
         self.process = None
 
     def _start(self) -> None:
@@ -91,12 +93,12 @@ class Rivals:
         assert self.process is not None
         time.sleep(0.2)  # of a process that is just ending, its status
         status = self.process.poll()
-        self.stop()
-        if status is None:
-            return f"{what} within {seconds:.0f} s"
         assert self.log is not None
         self.log.seek(0)
         lines = self.log.read().strip().splitlines() or [""]
+        self.stop()
+        if status is None:
+            return f"{what} within {seconds:.0f} s"
         return f"its process ended with status {status}: {lines[-1][:80]}".replace("|", "/")
 
 
