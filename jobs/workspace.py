@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+import torch
 
 from asiarch_hpc.config import Config, at_stage, from_dict
 from asiarch_hpc.designs.hashing import design_id
@@ -39,9 +42,12 @@ class Workspace:
 
     @property
     def compiled(self) -> Path:
-        """Folder of compiled kernels, likewise; each scale has its own shapes."""
-        folder = self.config.executor.kernel_cache
-        return (Path(folder) if folder else self.layout.root.parent / "kernels") / self.config.scale.name
+        """Folder of compiled kernels, likewise; each has those of one set of shapes."""
+        folder, scale = self.config.executor.kernel_cache, self.config.scale
+        shapes = (scale.dim, scale.depth, scale.heads, scale.length, scale.batch_size, scale.micro_batch)
+        settings = (*shapes, scale.precision, scale.compile, self.corpus.vocab, torch.__version__)
+        key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
+        return (Path(folder) if folder else self.layout.root.parent / "kernels") / f"{scale.name}-{key}"
 
     @functools.cached_property
     def corpus(self) -> Corpus:

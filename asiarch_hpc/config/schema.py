@@ -305,7 +305,7 @@ class ExecutorConfig:
     peer_seconds: float = 900.0  # that processes of one training wait for each other: compilation takes minutes
     lost_grace_seconds: float = 15.0  # wait for a result file after a job left the queue
     command_seconds: float = 30.0  # longest wait for one answer of Slurm
-    kernel_cache: str = ""  # folder of compiled GPU kernels, one file a design; empty: `kernels` beside the run
+    kernel_cache: str = ""  # folder of the baselines' compiled GPU kernels; empty: `kernels` beside the run
     propose: ResourceConfig = field(default_factory=_an_hour)
     train: ResourceConfig = field(default_factory=_an_hour)
     debug: ResourceConfig = field(default_factory=_an_hour)

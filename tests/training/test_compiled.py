@@ -81,5 +81,6 @@ def test_what_a_candidates_code_wrote_is_not_kept(
     entry.arguments["reference"] = reference
     message = trials.message_of(entry)
     assert message["status"] == "ok", message
-    kept = tmp_path / "kernels" / "smoke"
-    assert [path.stem for path in kept.glob("*.zip")] == ([identifier] if reference is None else [])
+    assert [path.stem for path in (tmp_path / "kernels").glob("smoke-*/*.zip")] == (
+        [identifier] if reference is None else []
+    )
