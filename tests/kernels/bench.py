@@ -91,8 +91,8 @@ def verdict(case: Case, ours: Times, others: dict[str, Found]) -> tuple[str, str
     faster = "" if best is None else f"{rivals[best].whole / ours.whole:.2f} x ({best})"
     of = best if target.of == "best" else target.of
     if of is None or of not in ran:
-        missing = "no rival" if target.of == "best" else target.of
-        return faster, f"{wording(target)}: open, {missing} has not run"
+        missing = "no rival has run" if target.of == "best" else f"{target.of} has not run"
+        return faster, f"{wording(target)}: open, {missing}"
     met = "met" if ran[of].whole >= target.factor * ours.whole else "not met"
     absent = [name for name in case.rivals if name not in rivals] if target.of == "best" else []
     note = f" ({', '.join(absent)} has not run)" if absent else ""
@@ -163,7 +163,7 @@ def _checked(cases: Sequence[Case], device: Device, write: Callable[[str], None]
             red.append(case.name)
             write(f"- {case.name}: {wrong}")
     if not red:
-        write(f"{len(cases)} checks, worst error {max(errors.values()):.1e}\n")
+        write(f"checks: {len(cases)}, worst error {max(errors.values()):.1e}\n")
     return errors, red
 
 

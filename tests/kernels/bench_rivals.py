@@ -21,7 +21,7 @@ from typing import IO, Any
 
 from tests.kernels.bench_case import Case, Draw, Times, disagreement, first_line, free, measure
 
-START_SECONDS = 180.0
+START_SECONDS, END_SECONDS = 180.0, 30.0
 # How much further from our results than ours may be from float64's: rivals round in places of their own.
 AGREEMENT = 3.0
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -38,19 +38,19 @@ class Rivals:
 
     def ask(self, case: str, rival: str, *, seed: int, seconds: float) -> Times | str:
         """Times of a rival, or why there are none."""
-        if self.process is None:
-            self._start()
-            if self._answer(START_SECONDS) is None:
-                return self._ended("did not start", START_SECONDS)
-        assert self.process is not None
-        assert self.process.stdin is not None
         try:
+            if self.process is None:
+                self._start()
+                self._answer(START_SECONDS)
+            assert self.process is not None
+            assert self.process.stdin is not None
             print(json.dumps([case, rival, seed]), file=self.process.stdin, flush=True)
-        except BrokenPipeError:
-            return self._ended("ended", seconds)
-        answer = self._answer(seconds)
-        if answer is None:
-            return self._ended("no result", seconds)
+            answer = self._answer(seconds)
+        except TimeoutError as late:
+            self.stop()
+            return str(late)
+        except (BrokenPipeError, EOFError):
+            return self._end()
         return answer["refusal"] if "refusal" in answer else Times(**answer)
 
     def stop(self) -> None:
@@ -77,28 +77,30 @@ class Rivals:
         )  # fmt: skip
         os.close(theirs)
 
-    def _answer(self, seconds: float) -> dict[str, Any] | None:
-        """None: too late, or the process has ended."""
+    def _answer(self, seconds: float) -> dict[str, Any]:
+        """Raises TimeoutError, and EOFError where the process has ended."""
         end, text = time.monotonic() + seconds, b""
         while not text.endswith(b"\n"):
             ready, _, _ = select.select([self.answers], [], [], max(0.0, end - time.monotonic()))
-            more = os.read(self.answers, 65536) if ready else b""
+            if not ready:
+                raise TimeoutError(f"no result within {seconds:.3g} s")
+            more = os.read(self.answers, 65536)
             if not more:
-                return None
+                raise EOFError
             text += more
         answer: dict[str, Any] = json.loads(text)
         return answer
 
-    def _ended(self, what: str, seconds: float) -> str:
+    def _end(self) -> str:
+        """Of a process that is ending by itself."""
         assert self.process is not None
-        time.sleep(0.2)  # of a process that is just ending, its status
-        status = self.process.poll()
         assert self.log is not None
+        with suppress(subprocess.TimeoutExpired):
+            self.process.wait(END_SECONDS)
+        status = self.process.returncode
         self.log.seek(0)
         lines = self.log.read().strip().splitlines() or [""]
         self.stop()
-        if status is None:
-            return f"{what} within {seconds:.0f} s"
         return f"its process ended with status {status}: {lines[-1][:80]}".replace("|", "/")
 
 

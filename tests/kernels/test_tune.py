@@ -8,11 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
-from kernels.configurations import TABLE, find, read_table
+from kernels.configurations import TABLE, choose, find, read_table
 from kernels.swiglu import swiglu
 from tests.kernels import tune as tuner
-from tests.kernels.bench_case import Case
+from tests.kernels.bench_case import Case, Draw
+from tests.kernels.conftest import CALLS
 from tests.kernels.tune import Task, around, changed, search, tasks, text_of, tune, value_of, with_rule
 
 START = {"tile": 32, "states": {"warps": 1}}
@@ -132,6 +134,27 @@ class TestWritten:
         with pytest.raises(OSError, match="no space left"):
             self.tuned(path, 4096, 0.5)
         assert path.read_text() == TABLE.read_text()
+
+
+def test_candidates_are_checked_before_they_are_timed(cuda: None) -> None:
+    """One that is right, one that is wrong, one that does not run; times are in units of the first one's."""
+    calls_of_each = {2048: 2, 1024: 3, 4096: 1, 512: 1}
+
+    def way(x: Tensor) -> Tensor:
+        elements = choose("swiglu", dict, x.device, bits=16, width=x.shape[1])["elements"]
+        CALLS[0] += calls_of_each[elements]
+        if elements == 512:
+            raise RuntimeError("out of resources: shared memory\nmore")
+        return swiglu(x) * (1.1 if elements == 4096 else 1.0)
+
+    case = Case("swiglu", "4 x 6", lambda draw, batch: (draw.normal(4, 6),), way, swiglu, sizes="swiglu")
+    draw, said = Draw.from_seed(0, "cpu"), list[str]()
+    [task] = tasks([case], lambda case: tuner.asked_shapes(case, draw))
+    assert task.shapes == ((("bits", 16), ("width", 6)),)
+    cost = tuner.cost_on_this_gpu(task, draw, said.append)
+    assert [cost({"elements": elements}) for elements in (2048, 1024, 4096, 512)] == [1.0, 1.5, None, None]
+    assert "result 0 is off by 1.0e-01" in said[0]
+    assert "out of resources: shared memory: {" in said[1]
 
 
 def test_arguments_and_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
