@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -203,3 +204,18 @@ def test_by_the_interpreter() -> None:
         words, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:]
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize("capability", [90, 86])
+def test_compiles_and_fits(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter accepts more than the compiler does, and has memory for all; at this width other devices need
+    smaller sizes than Hopper."""
+    pytest.importorskip("triton")
+    from tests.kernels.compile_kernels import OVER, launches, report
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    made = launches("delta_rule", torch.bfloat16, 128, "scalar", capability)
+    reports = [report(*launch, capability) for launch in made]
+    assert len(reports) == 6
+    assert not any(OVER in used for used in reports)
