@@ -17,10 +17,9 @@ import argparse
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
-from itertools import groupby
 
 import torch
 
@@ -125,18 +124,20 @@ def run(
 
     No case begins after `end` on the clock; those left are named.
     """
-    failed, left = False, []
-    for operation, group in groupby(cases, key=lambda case: case.operation):
-        members = list(group)
+    left, red, failed = [], set[str](), False
+    for operation in dict.fromkeys(case.operation for case in cases):
+        members = [case for case in cases if case.operation == operation]
         timed = [case for case in members if case.timed]
         if clock() >= end:
             left += [case.name for case in timed]
             continue
         write(f"\n### {operation}\n")
-        errors, red = _checked(members, device, write)
-        if red:
-            failed = True
+        errors, wrong = _checked(members, device, write)
+        if wrong:
+            red.add(operation)
             write(f"**{operation}: the check is red, so there are no times.**")
+            continue
+        if not timed:
             continue
         write(header(timed))
         names = rival_names(timed)
@@ -144,12 +145,12 @@ def run(
             if clock() >= end:
                 left.append(case.name)
                 continue
-            ours, others = _found(case, device, rivals=rivals, seconds=rival_seconds, end=end, clock=clock)
+            ours, others = _found(case, device, red, rivals=rivals, seconds=rival_seconds, end=end, clock=clock)
             failed = failed or isinstance(ours, str)
             write(row(case, names, ours, others, device.peaks, errors[case.name]))
     if left:
         write(f"\nNot begun for want of time: {'; '.join(left)}.")
-    return int(failed)
+    return int(failed or bool(red))
 
 
 def _checked(cases: Sequence[Case], device: Device, write: Callable[[str], None]) -> tuple[dict[str, float], list[str]]:
@@ -168,15 +169,16 @@ def _checked(cases: Sequence[Case], device: Device, write: Callable[[str], None]
 
 
 def _found(
-    case: Case, device: Device, *, rivals: bool, seconds: float, end: float, clock: Callable[[], float]
-) -> tuple[Found, dict[str, Found]]:
+    case: Case, device: Device, red: Collection[str], *, rivals: bool, seconds: float, end: float,
+    clock: Callable[[], float],
+) -> tuple[Found, dict[str, Found]]:  # fmt: skip
     def ours(name: str | None) -> Found:
         try:
             return device.measure(case, name)
         except Exception as failure:
             return first_line(failure)
 
-    others: dict[str, Found] = {name: ours(name) for name in case.own}
+    others: dict[str, Found] = {name: "its check is red" if name in red else ours(name) for name in case.own}
     mine = ours(None)
     for name in case.rivals if rivals else ():
         left = min(seconds, end - clock())
@@ -206,7 +208,8 @@ def on_this_gpu(seed: int, rivals: Rivals) -> Device:
 
 
 def selected(cases: Sequence[Case], only: Sequence[str], words: Sequence[str]) -> list[Case]:
-    """Of the operations named, all checks and the timed cases whose shape has one of the words.
+    """Of the operations named, all checks and the timed cases whose shape has one of the words; and checks of the
+    operations of ours that they are compared with.
 
     Raises:
         ValueError: an operation that there is not.
@@ -217,7 +220,9 @@ def selected(cases: Sequence[Case], only: Sequence[str], words: Sequence[str]) -
     chosen = [case for case in cases if not only or case.operation in only]
     found = [case for case in chosen if not case.timed or not words or any(word in case.shape for word in words)]
     timed = {case.operation for case in found if case.timed}
-    return [case for case in found if case.operation in timed]
+    found = [case for case in found if case.operation in timed]
+    beside = {name for case in found if case.timed for name in case.own} - timed
+    return [*(replace(case, timed=False) for case in cases if case.operation in beside), *found]
 
 
 def environment(peak: Peaks, seed: int) -> str:

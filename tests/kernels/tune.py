@@ -162,6 +162,7 @@ def cost_on_this_gpu(task: Task, draw: Draw, say: Callable[[str], None]) -> Cost
 
     def cost(configuration: Configuration) -> float | None:
         shares = []
+        say(f"  {json.dumps(configuration)}")  # first, since a compiler may end the process
         for case in task.cases:
             try:
                 with trial(task.operation, configuration):
@@ -170,12 +171,13 @@ def cost_on_this_gpu(task: Task, draw: Draw, say: Callable[[str], None]) -> Cost
             except Exception as failure:
                 wrong = first_line(failure)
             if wrong:
-                say(f"  passed over, {wrong}: {json.dumps(configuration)}")
+                say(f"    passed over: {wrong}")
                 torch.cuda.synchronize()  # raises where the device is lost: nothing after that could be believed
                 free()
                 return None
             free()
             shares.append(taken / first.setdefault(case.name, taken))
+        say(f"    {sum(shares) / len(shares):.3f} of the first one's time")
         return sum(shares) / len(shares)
 
     return cost
