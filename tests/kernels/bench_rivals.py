@@ -70,7 +70,7 @@ class Rivals:
 
     def _start(self) -> None:
         self.answers, theirs = os.pipe()
-        self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self.log = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
         self.process = subprocess.Popen(
             [*self.command, str(theirs)], cwd=ROOT, stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, text=True,
             pass_fds=(theirs,), start_new_session=True,
