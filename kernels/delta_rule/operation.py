@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from kernels.packing import packed
 
 # The state of one head's step has to fit into a multiprocessor.
 _WIDEST = {torch.bfloat16: 256, torch.float16: 128, torch.float32: 128}
+_SHARED_BYTES = 147_456  # that heads wider than 128 take of it
 
 
 def delta_rule(
@@ -33,8 +34,8 @@ def delta_rule(
     DeltaNet (arXiv 2406.06484) without decay, Gated DeltaNet (arXiv 2412.06464) with one. With |k| = 1,
     which `normalise` or the caller sees to, and beta in [0, 2] the state cannot grow.
 
-    bfloat16 to widths of 256, float16 and float32 to 128, on a GPU: Triton kernels (`triton.py`), whose products have
-    bfloat16 operands where q, k and v do and tf32's or float32's precision elsewhere. Else `chunked.py`.
+    bfloat16 to widths of 256 where they fit, float16 and float32 to 128, on a GPU: Triton kernels (`triton.py`), whose
+    products have bfloat16 operands where q, k and v do and tf32's or float32's precision elsewhere. Else `chunked.py`.
 
     Args:
         q: [batch, length, heads, key].
@@ -87,4 +88,12 @@ def _on_gpu(operands: list[Tensor | None]) -> bool:
         fused_allowed()
         and all(x.is_cuda and x.dtype in _WIDEST for x in given)
         and all(0 < x.shape[-1] <= min(_WIDEST[y.dtype] for y in given[:3]) for x in given[:3] if x.ndim)
+        and (max(x.shape[-1] for x in given[:3] if x.ndim) <= 128 or _shared_bytes(given[0].device) >= _SHARED_BYTES)
     )
+
+
+@cache
+def _shared_bytes(device: torch.device) -> int:
+    """The shared memory that one program can have: 227 kB on Hopper, 99 on consumers' GPUs."""
+    found: int = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 49_152)
+    return found
