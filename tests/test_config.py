@@ -59,6 +59,7 @@ def test_overrides_are_typed() -> None:
         ("proposer=llm", r"need a language model: agents\.endpoints="),
         ("fitness.judge=llm", r"need a language model"),
         ("fitness.judge_weights.results=0.9", r"with the sum 1"),
+        ("fitness.noise_level=0", r"a chance from 1e-6 to 0.5"),
         ("agents.servers=[{nme: a}]", r"did you mean agents\.servers\[0\]\.name\?"),
         ("agents.servers=[{name: a}]", r"a model for each"),
         ("agents.servers=[{name: A b, model: m}]", r"a-z, 0-9 and dashes"),

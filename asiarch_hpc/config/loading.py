@@ -127,6 +127,10 @@ def check(config: Config) -> None:
         (search.policy in ("asi_arch", "random"), f"search.policy={search.policy!r}: asi_arch or random"),
         (config.fitness.judge in ("rule", "llm"), f"fitness.judge={config.fitness.judge!r}: rule or llm"),
         (
+            1e-6 <= config.fitness.noise_level <= 0.5,
+            f"fitness.noise_level={config.fitness.noise_level}: a chance from 1e-6 to 0.5, such as 0.05",
+        ),
+        (
             config.executor.kind in ("auto", "local", "slurm"),
             f"executor.kind={config.executor.kind!r}: auto, local or slurm",
         ),
