@@ -149,9 +149,9 @@ def _legend(rows: Sequence[LeaderRow], reference: BaselineStats, level: float) -
     """What the columns mean, and where the grades come from."""
     notes = [
         f"* baseline. loss: nats a token of held-out text. Δ loss: against {reference.name}, ± one standard deviation "
-        f"from the baselines' seeds; what noise alone exceeds in {level:.0%} of comparisons is more than "
-        "noise. bench: mean accuracy of the tasks. "
-        f"params: without embedding and head. speed: modelled, relative to {reference.name}.",
+        f"from the baselines' seeds; better and worse: noise alone would do that in less than {100 * level:g} % of "
+        "comparisons. bench: mean accuracy of the tasks. params: without embedding and head. speed: modelled, relative "
+        f"to {reference.name}.",
     ]
     sources = sorted({row.score.judgement.source for row in rows})
     if sources == ["rule"]:
