@@ -12,7 +12,7 @@ import copy
 import gc
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from asiarch_hpc.config import GateConfig
+from asiarch_hpc.gate.checks.shapes import Recipe, Work, key_of, recipe_of
 
 _NO_KERNEL = frozenset({
     "detach", "alias", "lift_fresh", "lift_fresh_copy", "_unsafe_view", "_reshape_alias", "empty", "empty_like",
@@ -112,6 +113,7 @@ class Meter:
         self._device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
         self._on_meta = _on_meta(model) if arithmetic is None else None
         self._worked_on_meta = False
+        self._recipes: dict[Hashable, Recipe] = {}
 
     @property
     def values_needed(self) -> bool:
@@ -129,7 +131,7 @@ class Meter:
             try:
                 ids = torch.zeros(batch, length, dtype=torch.int64, device="meta")
                 with torch.device("meta"), _FusedAttention():
-                    found = _count(self._on_meta, ids, self._config)
+                    found = _count(self._on_meta, ids, self._config, self._recipes)
                 self._worked_on_meta = True
                 return found
             except Exception:  # foreign code that needs values fails in many ways on a device without them
@@ -142,7 +144,7 @@ class Meter:
         try:
             with torch.random.fork_rng(devices=[]), self._arithmetic():
                 torch.manual_seed(length)
-                return _count(self._model, ids, self._config)
+                return _count(self._model, ids, self._config, self._recipes)
         finally:
             self._model.train(training)
 
@@ -162,9 +164,10 @@ def forward_cost(step: StepCost, length: int, config: GateConfig) -> Measurement
     )
 
 
-def _count(model: nn.Module, ids: Tensor, config: GateConfig) -> StepCost:
+def _count(model: nn.Module, ids: Tensor, config: GateConfig, recipes: dict[Hashable, Recipe]) -> StepCost:
+    """`recipes`: of results on the meta device, by their key; looked up and added to."""
     model.train()
-    counter = _Counter(config, known=[*model.parameters(), *model.buffers(), ids])
+    counter = _Counter(config, [*model.parameters(), *model.buffers(), ids], recipes)
     with torch.enable_grad(), _no_garbage_collection(), counter:
         logits, auxiliary = model(ids)[:2]
         forward = counter.cost()
@@ -194,15 +197,17 @@ def _no_garbage_collection() -> Iterator[None]:
 class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]
     """Sums arithmetic, traffic and launches of everything that runs under it, and follows what is allocated."""
 
-    def __init__(self, config: GateConfig, known: list[Tensor]) -> None:
+    def __init__(self, config: GateConfig, known: list[Tensor], recipes: dict[Hashable, Recipe]) -> None:
         super().__init__()  # type: ignore[no-untyped-call, unused-ignore]
+        self._recipes = recipes
         self.flops = 0.0
         self.launches = 0
         self.busy_s = 0.0  # roofline time without launches
         self.live = 0.0
         self.peak = 0.0
         self._config = config
-        self._storages = {tensor.untyped_storage()._cdata for tensor in known}
+        self._known = [tensor.untyped_storage() for tensor in known]  # held, so that nothing new takes their address
+        self._storages = {storage._cdata for storage in self._known}
 
     def cost(self) -> Cost:
         return Cost(flops=self.flops, launches=self.launches, busy_s=self.busy_s)
@@ -211,23 +216,43 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignor
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = dict(kwargs or {})
-        out = func(*args, **kwargs)
         if getattr(func, "is_view", False):
-            return out
-        outputs = _tensors(out)
+            return func(*args, **kwargs)
+        key = key_of(func, args, kwargs)
+        recipe = None if key is None else self._recipes.get(key)
+        if recipe is not None:
+            out, outputs = recipe.make()
+            work = recipe.work
+        else:
+            out = func(*args, **kwargs)
+            inputs, outputs = _tensors((args, kwargs)), _tensors(out)
+            work = self._work(func, args, kwargs, inputs, outputs, out)
+            if key is not None and (recipe := recipe_of(out, inputs, work)) is not None:
+                self._recipes[key] = recipe
         for tensor in outputs:
             self._follow(tensor)
+        if work is not None:
+            self.flops += work[0]
+            self.launches += 1
+            self.busy_s += work[1]
+        return out
+
+    def _work(
+        self,
+        func: Any,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        inputs: list[Tensor],
+        outputs: list[Tensor],
+        out: Any,
+    ) -> Work:
         name = func._overloadpacket.__name__
         if name in _NO_KERNEL or not outputs:
-            return out
-        inputs = _tensors((args, kwargs))
+            return None
         flops = _flops(func, name, args, kwargs, inputs, outputs, out)
         written = sum(_bytes(tensor) for tensor in outputs)
         moved = 2.0 * written if name in _GATHER else sum(_bytes(tensor) for tensor in inputs) + written
-        self.flops += flops
-        self.launches += 1
-        self.busy_s += max(flops / self._config.roofline_flops, moved / self._config.roofline_bytes)
-        return out
+        return flops, max(flops / self._config.roofline_flops, moved / self._config.roofline_bytes)
 
     def _follow(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
