@@ -23,6 +23,7 @@ from asiarch_hpc.gate.checks.subject import (
     Mode,
     Specimen,
     Step,
+    all_finite,
     attempt,
     change_per_position,
     describe,
@@ -106,7 +107,7 @@ def _probe(specimen: Specimen, mode: Mode, length: int, positions: Sequence[int]
         ids = specimen.ids(len(group), length, generator)
         seed = start // rows  # rare random branches differ from group to group
         base = specimen.logits(specimen.fresh(), ids, mode, seed=seed)
-        if not bool(base.isfinite().all()):
+        if not all_finite(base):
             specimen.failures.add("forward.nonfinite", f"length {length}, {mode} mode", "outputs are not finite")
             return [], 0.0
         scale = float(base.std())
@@ -142,7 +143,7 @@ def _confirm(specimen: Specimen, leak: _Leak, generator: torch.Generator) -> _Le
     change = None
     if specimen.precision == "fp32":
         change, _ = attempt(lambda: probe(torch.float64))
-    if change is None or not bool(change.isfinite().all()):
+    if change is None or not all_finite(change):
         change = probe(torch.float32)
     return _leak(specimen, leak.mode, leak.length, leak.after, change, leak.seed)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from asiarch_hpc.designs.compatibility import Cache
 from asiarch_hpc.gate.checks.layer import Layer
-from asiarch_hpc.gate.checks.subject import Specimen, Step, attempt, change_per_position, finding, largest
+from asiarch_hpc.gate.checks.subject import Specimen, Step, all_finite, attempt, change_per_position, finding, largest
 
 _CODE, _CLAIM = "decoding.cached", "cached_decoding"
 _ROWS, _PREFILL = 2, 33
@@ -29,7 +29,7 @@ def examine_decoding(specimen: Specimen) -> Iterator[Step]:
     steps = specimen.config.decode_steps
     hidden = layer.hidden(_ROWS, _PREFILL + steps)
     whole, _ = attempt(lambda: layer.output(hidden))
-    if whole is None or not bool(whole.isfinite().all()):
+    if whole is None or not all_finite(whole):
         return  # the passes report that
     changes: list[float] = []
     for prefill in (_PREFILL, 1):

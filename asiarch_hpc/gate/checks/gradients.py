@@ -22,7 +22,17 @@ import torch
 from torch import Tensor, nn
 
 from asiarch_hpc.gate.checks.causality import probe_positions
-from asiarch_hpc.gate.checks.subject import MODES, Mode, Specimen, Step, attempt, largest, reject, set_random_state
+from asiarch_hpc.gate.checks.subject import (
+    MODES,
+    Mode,
+    Specimen,
+    Step,
+    all_finite,
+    attempt,
+    largest,
+    reject,
+    set_random_state,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,14 +83,14 @@ def _probe(
     rows = max(1, min(len(positions), config.probe_rows * config.causality_length // length))
     ids = specimen.ids(rows, length, generator)
     embedded, logits = _forward(specimen, specimen.fresh().to(dtype), ids, mode)
-    if logits.shape[:-1] != ids.shape or not bool(logits.isfinite().all()):
+    if logits.shape[:-1] != ids.shape or not all_finite(logits):
         return []  # the passes report that
     weights = torch.randn(logits.shape, generator=generator).to(logits)
     leaks = []
     for start in range(0, len(positions), rows):
         group = positions[start : start + rows]
         gradient = _gradient(embedded, logits, weights, dict(enumerate(group)))
-        if not bool(gradient.isfinite().all()):
+        if not all_finite(gradient):
             if mode == "train":
                 specimen.failures.add("backward.nonfinite", f"embeddings, length {length}", "gradients are not finite")
             return []

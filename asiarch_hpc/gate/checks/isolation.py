@@ -18,6 +18,7 @@ from asiarch_hpc.gate.checks.subject import (
     Mode,
     Specimen,
     Step,
+    all_finite,
     attempt,
     change_per_position,
     finding,
@@ -126,7 +127,7 @@ def _try_mask(layer: Layer, side: str) -> tuple[float, str]:
 
     rows = range(len(_PADDING))
     alone, failure = attempt(lambda: [layer.output(hidden[row : row + 1, real[row]])[0] for row in rows])
-    if alone is None or not all(bool(part.isfinite().all()) for part in alone):
+    if alone is None or not all(all_finite(part) for part in alone):
         return 0.0, ""  # it fails without a mask: the passes report that
     together, failure = attempt(lambda: masked(hidden))
     if together is None:
@@ -154,7 +155,7 @@ def _examine_packing(layer: Layer) -> Iterator[Finding]:
     documents = torch.split(hidden, _DOCUMENTS, dim=1)
     offsets = torch.tensor([0, *_DOCUMENTS], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(hidden.device)
     alone, failure = attempt(lambda: [layer.output(document) for document in documents])
-    if alone is None or not all(bool(part.isfinite().all()) for part in alone):
+    if alone is None or not all(all_finite(part) for part in alone):
         return  # it fails without offsets: the passes report that
     packed, failure = attempt(lambda: layer.output(hidden, cu_seqlens=offsets))
     if packed is None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from asiarch_hpc.gate.checks.subject import Precision, Specimen, Step, attempt, reject, shown
+from asiarch_hpc.gate.checks.subject import Precision, Specimen, Step, all_finite, attempt, reject, shown
 
 _PROBE_LENGTH = 33
 
@@ -68,7 +68,7 @@ def training_loss(
         return None
     loss = F.cross_entropy(logits.flatten(0, 1).float(), rows[:, 1:].flatten())
     loss = loss if auxiliary is None else loss + auxiliary
-    if not (bool(logits.isfinite().all()) and math.isfinite(float(loss.detach()))):
+    if not (all_finite(logits) and math.isfinite(float(loss.detach()))):
         share = 1 - float(logits.isfinite().float().mean())
         what = f"{share:.1%} of the outputs are not finite" if share else "the auxiliary loss is not finite"
         failures.add("forward.nonfinite", case, what)
@@ -87,7 +87,7 @@ class _Gradients:
     def add(self, model: nn.Module) -> None:
         self._passes += 1
         for name, parameter in model.named_parameters():
-            if parameter.grad is not None and not bool(parameter.grad.isfinite().all()):
+            if parameter.grad is not None and not all_finite(parameter.grad):
                 self._broken.add(name)
             elif parameter.grad is not None and bool(parameter.grad.any()):
                 self._alive.add(name)
