@@ -8,13 +8,15 @@ its evaluation beside the weights that were hashed (truth rule 1).
 
 from __future__ import annotations
 
+import io
 import json
-import os
-import tempfile
 import zipfile
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+
+from asiarch_hpc.errors import StoreError
+from asiarch_hpc.store.files import write_bytes
 
 FOLDERS = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "TRITON_CACHE_DIR": "triton"}
 
@@ -28,53 +30,58 @@ def unpack(archives: Path, folder: Path) -> None:
     """Puts what the jobs of baselines compiled into `folder`; what is missing or damaged is compiled again."""
     folder.mkdir(parents=True, exist_ok=True)
     for archive in sorted(archives.glob("*.zip")):
-        # A zip file holds no links, and its paths are kept inside the folder.
-        with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as content:
-            content.extractall(folder)
+        for member, content in _content(archive):
+            target = folder / member
+            if not target.resolve().is_relative_to(folder.resolve()):
+                continue
+            try:
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(content)
+            except OSError:  # a file that is cut short would be taken for whole
+                target.unlink(missing_ok=True)
     for group in (folder / FOLDERS["TRITON_CACHE_DIR"]).glob("*/__grp__*"):
         _relocate(group)
 
 
 def pack(folder: Path, archives: Path, name: str) -> None:
-    """Adds to the archive `name` what no archive has yet of a folder. A full disk is no reason to fail."""
-    known = {member for archive in archives.glob("*.zip") for member in _members(archive)}
+    """Adds to the archive `name` what no archive has yet of a folder. A full disk is no reason to fail.
+
+    Of two jobs that pack at once under one name the last one's addition stays; the next job adds the other again.
+    """
+    known = {member for archive in archives.glob("*.zip") for member, _ in _content(archive)}
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.is_symlink())
     fresh = [path for path in files if str(path.relative_to(folder)) not in known]
     if not fresh:
         return
-    target = archives / f"{name}.zip"
-    try:
+    target, whole = archives / f"{name}.zip", io.BytesIO()
+    with suppress(OSError, StoreError), zipfile.ZipFile(whole, "w", strict_timestamps=False) as archive:
+        for member, content in _content(target):
+            archive.writestr(member, content)
+        for path in fresh:
+            archive.write(path, path.relative_to(folder))
+        archive.close()
         archives.mkdir(parents=True, exist_ok=True)
-        handle, draft = tempfile.mkstemp(prefix=".draft-", dir=archives)
-        try:
-            with os.fdopen(handle, "wb") as file, zipfile.ZipFile(file, "w", strict_timestamps=False) as archive:
-                for member, content in _content(target):
-                    archive.writestr(member, content)
-                for path in fresh:
-                    archive.write(path, path.relative_to(folder))
-            os.replace(draft, target)
-        except OSError:
-            os.unlink(draft)
-    except OSError:
-        return
+        write_bytes(target, whole.getvalue())
 
 
 def _relocate(group: Path) -> None:
     """Triton finds the files of a kernel by absolute paths in a file beside them; they have moved with it."""
-    with suppress(OSError, ValueError, AttributeError):
+    with suppress(OSError, ValueError, AttributeError, KeyError, TypeError):
         children = json.loads(group.read_text())["child_paths"]
         moved = {child: str(group.parent / Path(path).name) for child, path in children.items()}
         group.write_text(json.dumps({"child_paths": moved}))
 
 
-def _members(archive: Path) -> list[str]:
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as content:
-        return content.namelist()
-    return []
-
-
 def _content(archive: Path) -> Iterator[tuple[str, bytes]]:
-    """What an archive holds; nothing of one that is missing or damaged."""
-    with suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(archive) as content:
+    """The files of an archive that can be read whole."""
+    try:
+        content = zipfile.ZipFile(archive)
+    except Exception:  # a damaged one raises errors of many kinds, and has nothing that cannot be compiled again
+        return
+    with content:
         for member in content.namelist():
-            yield member, content.read(member)
+            try:
+                data = content.read(member)
+            except Exception:
+                continue
+            yield member, data

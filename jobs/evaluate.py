@@ -42,20 +42,20 @@ def evaluate_trial(
     gate: GateReport,
     seed: int,
     weights_sha256: str,
-    reference: str | None,
+    baseline: bool,
 ) -> Evaluation:
     """Evaluates the weights that a trial's training left.
 
     Args:
         weights_sha256: of these weights, as the training told it.
-        reference: the baseline that the design is compared with; None: it is one, and its compiled kernels are kept.
+        baseline: whether the design is one of ours, whose compiled kernels are kept for others.
 
     Raises:
         EvaluationError: the weights get no score; the message says why.
     """
     corpus, config = space.corpus, space.config
     identifier = trial.root.parent.parent.name
-    kept = f"{identifier}-states" if reference is None else None
+    kept = f"{identifier}-states" if baseline else None
     return evaluate(
         experiment=identifier,
         trial=trial.root.name,
@@ -111,7 +111,8 @@ def _serve(
                 return model.hidden(ids.to(device))[0]
 
         if gpu:  # compile now, while the parent imports lm-eval, and not when it waits for the first answer
-            states(torch.zeros(2, scale.length, dtype=torch.int64))
+            with contextlib.suppress(Exception):  # the answers show what fails
+                states(_any_ids(min(2, config.batch_size), scale.length, vocab))
         return states
 
     with tempfile.TemporaryDirectory(prefix="asiarch-serve-") as scratch:
@@ -151,6 +152,11 @@ def _serve(
             yield ServedModel(states, logits, rows, config.gpu_pad_multiple if gpu else 1)
         if gpu and kept:
             compiled.pack(kernels, space.compiled, kept)
+
+
+def _any_ids(rows: int, length: int, vocab: int) -> Tensor:
+    """[rows, length]: tokens that have nothing to do with a text."""
+    return (torch.arange(rows * length) % vocab).view(rows, length)
 
 
 def _ends(space: Workspace, gate: GateReport, seed: int, weights: bytes | None) -> LanguageModel:

@@ -68,7 +68,7 @@ def run(attempt: Attempt, arguments: Json) -> Json:
     if (payload := _finished(trial, keep_weights=space.config.scale.keep_weights)) is not None:
         return payload
     trial.root.mkdir(parents=True, exist_ok=True)
-    _, source = space.design(identifier)
+    design, source = space.design(identifier)
     gate = space.gate_report(identifier)
     try:
         if arguments.get("scale") is not None:
@@ -83,7 +83,7 @@ def run(attempt: Attempt, arguments: Json) -> Json:
             gate=gate,
             seed=seed,
             beside=peers(space, identifier, name, reference),
-            reference=reference,
+            baseline=design.role == "baseline",
         )
         if attempt.rank > 0:  # rank 0 judges the training and evaluates it
             training.run()
@@ -196,7 +196,7 @@ def _evaluate(training: Training, outcome: dict[str, Any]) -> Evaluation:
             training.gate,
             training.seed,
             outcome["weights_sha256"],
-            training.reference,
+            training.baseline,
         )
     except EvaluationError as error:
         if training.attempt.should_stop():  # Slurm's SIGTERM reaches the model's processes as well

@@ -32,8 +32,8 @@ CLAIM_CHECK_SECONDS = 5.0  # how often a training looks whether it was replaced
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What is trained, and for which attempt. `beside` are the curves that it is compared with, `reference` is the
-    baseline that it is compared with; None for a baseline, whose compiled kernels are kept for others."""
+    """What is trained, and for which attempt. `beside` are the curves that it is compared with, `baseline`
+    whether it is one of ours, whose compiled kernels are kept for others."""
 
     attempt: Attempt
     space: Workspace
@@ -42,7 +42,7 @@ class Training:
     gate: GateReport
     seed: int
     beside: Peers | None
-    reference: str | None
+    baseline: bool
 
     def run(self) -> Outcome:
         """Trains; the result is the outcome of `train` as JSON, or one of `failed` (by the design: `cause` and
@@ -94,7 +94,7 @@ class Training:
                 gpu=gpu,
                 network=self.opens_network(world.size),
             )
-            if gpu and answer.ok and world.rank == 0 and self.reference is None:
+            if gpu and answer.ok and world.rank == 0 and self.baseline:
                 compiled.pack(kernels, self.space.compiled, identifier)
         return answer
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+import kernels
 from asiarch_hpc.config import Config, at_stage, from_dict
 from asiarch_hpc.designs.hashing import design_id
 from asiarch_hpc.errors import CorpusError, RecordError
@@ -45,7 +46,7 @@ class Workspace:
         """Folder of compiled kernels, likewise; each has those of one set of shapes."""
         folder, scale = self.config.executor.kernel_cache, self.config.scale
         shapes = (scale.dim, scale.depth, scale.heads, scale.length, scale.batch_size, scale.micro_batch)
-        settings = (*shapes, scale.precision, scale.compile, self.corpus.vocab, torch.__version__)
+        settings = (*shapes, scale.precision, scale.compile, self.corpus.vocab, torch.__version__, _print_of_kernels())
         key = hashlib.sha256(repr(settings).encode()).hexdigest()[:8]
         return (Path(folder) if folder else self.layout.root.parent / "kernels") / f"{scale.name}-{key}"
 
@@ -83,3 +84,13 @@ class Workspace:
     def gate_report(self, identifier: str) -> GateReport:
         path = self.layout.experiment(identifier).gate
         return from_json(GateReport, read_json(path), source=str(path))
+
+
+@functools.cache
+def _print_of_kernels() -> str:
+    """A hash of this version's operations: what another version compiled is of no use."""
+    folder = Path(kernels.__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        found.update(path.read_bytes())
+    return found.hexdigest()

@@ -8,7 +8,7 @@ from typing import Any
 
 from asiarch_hpc.config import load_config, to_dict
 from asiarch_hpc.designs.hashing import design_id, source_sha256
-from asiarch_hpc.records import Experiment, GateReport, Json
+from asiarch_hpc.records import Experiment, GateReport, Json, Role
 from asiarch_hpc.store.experiments import write_experiment
 from asiarch_hpc.store.files import read_json, write_json
 from asiarch_hpc.store.layout import RunLayout
@@ -18,7 +18,7 @@ from tests.training.conftest import TINY_SOURCE, write_texts
 SOURCE = TINY_SOURCE.replace("nn.Dropout(0.1)", "nn.Dropout(0.0)")  # its random numbers differ between processes
 
 
-def one_design(folder: Path, *overrides: str, source: str = SOURCE) -> tuple[RunLayout, str]:
+def one_design(folder: Path, *overrides: str, source: str = SOURCE, role: Role = "candidate") -> tuple[RunLayout, str]:
     """A run in `folder/run` at the smoke scale, and the design's id."""
     texts = write_texts(folder / "texts") if not (folder / "texts").exists() else folder / "texts"
     config = load_config(
@@ -40,7 +40,7 @@ def one_design(folder: Path, *overrides: str, source: str = SOURCE) -> tuple[Run
     write_json(layout.record, {"config": to_dict(config)})
     identifier = design_id(source)
     record = Experiment(
-        id=identifier, name="tiny", role="candidate", form="tree", operator="seed", proposer="seed", policy="random",
+        id=identifier, name="tiny", role=role, form="tree", operator="seed", proposer="seed", policy="random",
         source_sha256=source_sha256(source.encode()), created="2026-11-26T00:00:00Z",
     )  # fmt: skip
     gate = GateReport(passed=True, dim=16, depth=1)

@@ -77,9 +77,10 @@ class RMSNorm(nn.Module):
         self, x: Tensor, residual: Tensor | None = None, prenorm: bool = False, residual_in_fp32: bool = False
     ) -> Tensor | tuple[Tensor, Tensor]:
         total = x if residual is None else x + residual
-        normed = rms_norm(total, self.weight, eps=self.eps)
+        wide = total if self.bias is None else total.to(torch.promote_types(total.dtype, torch.float32))
+        normed = rms_norm(wide, self.weight, eps=self.eps) if total.numel() else total
         if self.bias is not None:
-            normed = normed + self.bias.to(normed.dtype)
+            normed = normed + self.bias
         return (normed.to(x.dtype), total.float() if residual_in_fp32 else total) if prenorm else normed.to(x.dtype)
 
 
@@ -109,7 +110,10 @@ class FusedRMSNormGated(RMSNorm):
         residual_in_fp32: bool = False,
     ) -> Tensor | tuple[Tensor, Tensor]:
         total = x if residual is None else x + residual
-        gated = gated_rms_norm(total, g, self.weight, eps=self.eps, activation=_GATES[self.activation]).to(x.dtype)
+        gated, gate = total, g.expand_as(total)
+        if total.numel():
+            gated = gated_rms_norm(total, gate, self.weight, eps=self.eps, activation=_GATES[self.activation])
+        gated = gated.to(x.dtype)
         return (gated, total.float() if residual_in_fp32 else total) if prenorm else gated
 
 

@@ -171,7 +171,7 @@ def loss_difference(
         sd, freedom = math.nan, 0
     if score.experiment == reference.experiment:
         return Difference(value, sd, "reference", freedom)
-    if not (math.isfinite(value) and math.isfinite(sd)):
+    if not (math.isfinite(value) and math.isfinite(sd) and sd > 0.0):
         return Difference(value, sd, "noise unknown", freedom)
     limit = noise_multiple(level, freedom)
     if not abs(value) > limit * sd:

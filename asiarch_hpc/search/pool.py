@@ -38,7 +38,7 @@ def build_generation(
     if len(formulas) > 1:
         raise RecordError(
             f"generation {number}: scores of different formulas {formulas} cannot be ranked together; "
-            "rescore the run or start a new one"
+            "they were made by different versions, start a new run"
         )
     ranked = sorted(members.values(), key=lambda s: (-s.fitness, s.experiment))[: config.pool_size]
     return Generation(

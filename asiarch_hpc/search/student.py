@@ -7,7 +7,7 @@ import math
 
 
 def two_sided_p(t: float, freedom: int) -> float:
-    """Chance of a value at least as far from 0, exact to about 1e-15; NaN without degrees of freedom.
+    """Chance of a value at least as far from 0, exact to 1e-12 or better; NaN without degrees of freedom.
 
     Source: Abramowitz and Stegun, Handbook of Mathematical Functions, 26.7.3 and 26.7.4.
     """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -92,7 +92,7 @@ def _on_gpu(operands: list[Tensor | None]) -> bool:
     )
 
 
-@cache
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
 def _shared_bytes(device: torch.device) -> int:
     """The shared memory that one program can have: 227 kB on Hopper, 99 on consumers' GPUs."""
     found: int = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 49_152)

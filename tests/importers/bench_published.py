@@ -5,7 +5,8 @@
 106.json is the published gallery of ASI-Arch (arXiv 2507.18074); without names the first three programs are taken whose
 recurrence a kernel replaces. Layers have the same random weights and run forward and backward under bf16 autocast:
 `first` is the seconds until the first gradients are there, compiling included; `ms` the median of ten more. `as
-released` keeps the program's own torch.compile; `kernel` drops it. Nothing is timed where their results differ.
+released` keeps the program's own torch.compile; `kernel` drops it. `difference`: of outputs and input gradients in that
+very step; where it is large, no times are shown. Begin with an empty TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR.
 Published code runs unconfined here: it is a benchmark for programs that you trust.
 """
 
@@ -15,6 +16,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,7 +28,7 @@ from asiarch_hpc.importers import asi_arch
 from jobs.substitute import _rewritten
 
 RUNS = 10
-TOLERANCE = 2e-2  # relative, by norm, of bfloat16 results
+TOLERANCE = 5e-2  # relative, by norm, of bfloat16 results and gradients
 
 
 def main() -> None:
@@ -42,6 +44,9 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}, torch {torch.__version__}")
     print("| program | operation | difference | as released: first, ms | kernel: first, ms | times faster |")
     print("|---|---|---|---|---|---|")
+    known = {design.name for design in asi_arch.read(arguments.gallery).designs}
+    if unknown := sorted(set(arguments.names) - known):
+        parser.error(f"{arguments.gallery} has no program of the name {', '.join(unknown)}")
     for name, source, rewritten, operation in pairs(arguments.gallery, arguments.names):
         print(f"| {name} | {operation} | {compare(source, rewritten, arguments, device)} |", flush=True)
 
@@ -61,23 +66,31 @@ def pairs(gallery: Path, names: list[str]) -> Iterator[tuple[str, str, str, str]
 
 
 def compare(source: str, rewritten: str, arguments: argparse.Namespace, device: str) -> str:
+    torch.manual_seed(1)
     x = torch.randn(arguments.batch, arguments.length, arguments.dim, device=device)
     try:
         released = layer(source, arguments, device, compiled=True)
         kernel = layer(rewritten, arguments, device, compiled=False)
         kernel.load_state_dict(released.state_dict())
-        plain = layer(source, arguments, device, compiled=False)
-        plain.load_state_dict(released.state_dict())
-        with torch.no_grad(), torch.autocast(device, dtype=torch.bfloat16):
-            expected, got = (module.eval()(x[:1, :256])[0] for module in (plain, kernel))
-        difference = float((got - expected).float().norm() / expected.float().norm())
-        if not difference < TOLERANCE:
-            return f"{difference:.1e}: they differ | | |"
-        first, before = seconds(released.train(), x)
-        first_kernel, after = seconds(kernel.train(), x)
+        theirs, ours = timed(released, x), timed(kernel, x)
     except Exception as error:
-        return f"failed: {str(error).splitlines()[0][:80]} | | |"
-    return f"{difference:.1e} | {first:.1f} s, {before:.1f} | {first_kernel:.1f} s, {after:.1f} | {before / after:.1f}"
+        return f"failed: {(str(error) or repr(error)).splitlines()[0][:80]} | | |"
+    pairs = ((ours.out, theirs.out), (ours.grad, theirs.grad))
+    difference = max(float((a - b).norm() / b.norm()) for a, b in pairs)
+    if not difference < TOLERANCE:
+        return f"{difference:.1e}: they differ | | |"
+    cells = [f"{one.first_s:.1f} s, {one.later_ms:.1f}" for one in (theirs, ours)]
+    return f"{difference:.1e} | {' | '.join(cells)} | {theirs.later_ms / ours.later_ms:.1f}"
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Seconds of the first step, median milliseconds of later ones, and what the last one gave (float32)."""
+
+    first_s: float
+    later_ms: float
+    out: Tensor
+    grad: Tensor
 
 
 def layer(source: str, arguments: argparse.Namespace, device: str, *, compiled: bool) -> nn.Module:
@@ -86,21 +99,21 @@ def layer(source: str, arguments: argparse.Namespace, device: str, *, compiled: 
     return cls(hidden_size=arguments.dim, num_heads=arguments.heads, layer_idx=0).to(device)
 
 
-def seconds(module: nn.Module, x: Tensor) -> tuple[float, float]:
-    """Seconds of the first forward and backward pass, and the median milliseconds of later ones."""
+def timed(module: nn.Module, x: Tensor) -> Timed:
     x = x.clone().requires_grad_()
     taken = []
     for _ in range(1 + RUNS):
+        module.zero_grad(set_to_none=True)
+        x.grad = None
         synchronise(x)
         begun = time.perf_counter()
         with torch.autocast(x.device.type, dtype=torch.bfloat16):
             out, *_ = module(x)
-        (out.float().square().mean()).backward()
+        out.float().square().mean().backward()
         synchronise(x)
         taken.append(time.perf_counter() - begun)
-        module.zero_grad(set_to_none=True)
-        x.grad = None
-    return taken[0], 1e3 * statistics.median(taken[1:])
+    assert x.grad is not None
+    return Timed(taken[0], 1e3 * statistics.median(taken[1:]), out.detach().float(), x.grad.float())
 
 
 def synchronise(x: Tensor) -> None:

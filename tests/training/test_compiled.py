@@ -1,9 +1,11 @@
 import json
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from asiarch_hpc.records import Role
 from jobs import compiled, training
 from tests import trials
 
@@ -66,21 +68,34 @@ def test_a_missing_or_damaged_archive_is_passed_over(tmp_path: Path) -> None:
         assert list((tmp_path / "back").iterdir()) == []
 
 
-@pytest.mark.parametrize("reference", [None, "0123abcd"], ids=["baseline", "candidate"])
-def test_what_a_candidates_code_wrote_is_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reference: str | None
-) -> None:
+def test_a_damaged_file_of_an_archive_is_left_out_and_packed_again(tmp_path: Path) -> None:
+    made, archives = tmp_path / "made", tmp_path / "archives"
+    for name in ("first", "second", "third"):
+        kernel(made, name)
+    compiled.pack(made, archives, "a")
+    content = (archives / "a.zip").read_bytes()
+    name = "triton/second/add.cubin"
+    with zipfile.ZipFile(archives / "a.zip") as archive:
+        place = content.index(b"second", archive.getinfo(name).header_offset + 30 + len(name))  # behind its header
+    (archives / "a.zip").write_bytes(content[:place] + b"S" + content[place + 1 :])
+    compiled.unpack(archives, tmp_path / "back")
+    names = {path.parent.name for path in (tmp_path / "back").rglob("add.cubin")}
+    assert names == {"first", "third"}
+    compiled.pack(made, archives, "a")
+    compiled.unpack(archives, tmp_path / "whole")
+    assert {path.read_text() for path in (tmp_path / "whole").rglob("add.cubin")} == {"first", "second", "third"}
+
+
+@pytest.mark.parametrize("role", ["baseline", "candidate"])
+def test_what_a_candidates_code_wrote_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, role: Role) -> None:
     """Else a design would carry what it learned into its next training, and into its evaluation."""
     monkeypatch.setattr(training, "uses_gpu", lambda device, sandbox: True)
     folder = "os.environ['TRITON_CACHE_DIR']"
     write = f"os.makedirs({folder}, exist_ok=True); open({folder} + '/state', 'w').write('learned')"
     text = trials.SOURCE.replace("import torch\n", "import os, torch\n", 1)
     text = text.replace("        h = self.norm(X)", f"        {write}\n        h = self.norm(X)")
-    layout, identifier = trials.one_design(tmp_path, "scale.steps=2", "scale.warmup_steps=1", source=text)
-    entry = trials.training(layout, identifier)
-    entry.arguments["reference"] = reference
-    message = trials.message_of(entry)
+    layout, identifier = trials.one_design(tmp_path, "scale.steps=2", "scale.warmup_steps=1", source=text, role=role)
+    message = trials.message_of(trials.training(layout, identifier))
     assert message["status"] == "ok", message
-    assert [path.stem for path in (tmp_path / "kernels").glob("smoke-*/*.zip")] == (
-        [identifier] if reference is None else []
-    )
+    kept = (tmp_path / "kernels").glob("smoke-*/*.zip")
+    assert [path.stem for path in kept] == ([identifier] if role == "baseline" else [])
