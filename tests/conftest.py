@@ -38,11 +38,18 @@ def wait_for(condition: Any, seconds: float = 300.0) -> Any:
     return value
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Of parallel workers each takes whole files, and one of them all that share the clusters. Here, because xdist reads
+    the groups before other plugins modify the collected items."""
+    slurm = item.path.parent.name == "slurm"
+    item.add_marker(pytest.mark.xdist_group("slurm" if slurm else item.path.stem))
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that fork processes which use CUDA come first, those that use it in this process last: once that has
-    looked for a GPU, no forked process can use one, and no sandbox starts. Of parallel workers each takes whole files,
-    and one of them all that share the clusters; files with slow tests come first, so that none is left to the end."""
+    looked for a GPU, no forked process can use one, and no sandbox starts. Files with slow tests come first, so that
+    none is left to the end."""
     slow = {item.path for item in items if item.get_closest_marker("slow") or item.get_closest_marker("slurm")}
 
     def turn(item: pytest.Item) -> int:
@@ -51,9 +58,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return 0 if item.get_closest_marker("sandboxed") else 2
 
     items.sort(key=lambda item: (turn(item), item.path not in slow))
-    for item in items:
-        slurm = item.path.parent.name == "slurm"
-        item.add_marker(pytest.mark.xdist_group("slurm" if slurm else str(item.path)))
     if not Path("/dev/nvidiactl").exists():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -70,7 +70,7 @@ def test_training_and_evaluation_hold_what_the_gate_let_through(
     attempt.claim()
 
     training = Training(
-        attempt=attempt, space=space, trial=trial, source=source, gate=gate, seed=0, beside=None, reference=None
+        attempt=attempt, space=space, trial=trial, source=source, gate=gate, seed=0, beside=None, baseline=True
     )
     outcome = train._train(training)
     assert outcome["sandbox"] == rung
