@@ -29,7 +29,7 @@ data: env ## the corpus of a configuration, with all cores; CONFIG=file ARGS="da
 	@$(BIN)/asiarch data prepare --results $(RESULTS) --config $(CONFIG) $(ARGS)
 
 test: env ## all tests; those on a real Slurm start one (as root; elsewhere they say why they skip)
-	@$(BIN)/python -m pytest --ignore=tests/vllm -n auto --maxprocesses 4 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest --ignore=tests/vllm -n auto --maxprocesses 4 $(ARGS)
 
 test-gpu: env ## the tests that need a GPU
 	@$(BIN)/python -m pytest -n 0 --ignore=tests/vllm -m gpu $(ARGS)

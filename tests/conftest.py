@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from asiarch_hpc.store.layout import RunLayout
 
@@ -38,11 +39,17 @@ def wait_for(condition: Any, seconds: float = 300.0) -> Any:
     return value
 
 
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Of parallel workers each takes whole files, and one of them all that share the clusters. Here, because xdist reads
-    the groups before other plugins modify the collected items."""
-    slurm = item.path.parent.name == "slurm"
-    item.add_marker(pytest.mark.xdist_group("slurm" if slurm else item.path.stem))
+class WholeFiles(LoadScopeScheduling):  # type: ignore[misc]
+    """Of parallel workers each takes whole files, in their order, and one of them all that share the clusters."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        folder, _, path = nodeid.partition("::")[0].rpartition("/")
+        return "slurm" if folder.endswith("slurm") else f"{folder}/{path}"
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
+    config.option.loadscopereorder = False  # which would put files of many quick tests first
+    return WholeFiles(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)
