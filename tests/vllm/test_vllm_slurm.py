@@ -76,7 +76,10 @@ def test_designs_of_a_served_model_through_slurm(
     words += ["agents.roles.analyst.max_tokens=40", "limits.submissions=3", "search.designs=60", "search.batch=10"]
     words += ["executor.kind=slurm", "executor.query_seconds=1", "executor.lost_grace_seconds=2"]
     words += ["executor.serve={gpus: 0, cpus: 2, memory_gb: 3.5}", "executor.max_jobs=3"]
-    run = subprocess.Popen(words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
+    run = subprocess.Popen(
+        words, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells ignore it for jobs behind them
+    )  # fmt: skip
 
     def ready(name: str) -> Service | None:
         assert run.poll() is None, run.communicate()[0]
