@@ -54,13 +54,12 @@ def pack(folder: Path, archives: Path, name: str) -> None:
     if not fresh:
         return
     target, whole = archives / f"{name}.zip", io.BytesIO()
-    with suppress(OSError, StoreError), zipfile.ZipFile(whole, "w", strict_timestamps=False) as archive:
-        for member, content in _content(target):
-            archive.writestr(member, content)
-        for path in fresh:
-            archive.write(path, path.relative_to(folder))
-        archive.close()
-        archives.mkdir(parents=True, exist_ok=True)
+    with suppress(OSError, StoreError):
+        with zipfile.ZipFile(whole, "w", strict_timestamps=False) as archive:
+            for member, content in _content(target):
+                archive.writestr(member, content)
+            for path in fresh:
+                archive.write(path, path.relative_to(folder))
         write_bytes(target, whole.getvalue())
 
 

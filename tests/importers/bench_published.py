@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from asiarch_hpc.config import GateConfig
 from asiarch_hpc.designs.contract import load_class
 from asiarch_hpc.importers import asi_arch
+from asiarch_hpc.importers.published import PublishedDesign
 from jobs.substitute import _rewritten
 
 RUNS = 10
@@ -44,17 +45,17 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}, torch {torch.__version__}")
     print("| program | operation | difference | as released: first, ms | kernel: first, ms | times faster |")
     print("|---|---|---|---|---|---|")
-    known = {design.name for design in asi_arch.read(arguments.gallery).designs}
-    if unknown := sorted(set(arguments.names) - known):
+    designs = asi_arch.read(arguments.gallery).designs
+    if unknown := sorted(set(arguments.names) - {design.name for design in designs}):
         parser.error(f"{arguments.gallery} has no program of the name {', '.join(unknown)}")
-    for name, source, rewritten, operation in pairs(arguments.gallery, arguments.names):
+    for name, source, rewritten, operation in pairs(designs, arguments.names):
         print(f"| {name} | {operation} | {compare(source, rewritten, arguments, device)} |", flush=True)
 
 
-def pairs(gallery: Path, names: list[str]) -> Iterator[tuple[str, str, str, str]]:
+def pairs(designs: Iterable[PublishedDesign], names: Sequence[str]) -> Iterator[tuple[str, str, str, str]]:
     """Name, released text, text with a kernel, and the operation."""
     found = 0
-    for design in asi_arch.read(gallery).designs:
+    for design in designs:
         if (names and design.name not in names) or not design.source or (not names and found == 3):
             continue
         rewritten, made, reason = _rewritten(design.source, GateConfig(), seed=0)

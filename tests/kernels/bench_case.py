@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import median
@@ -252,7 +252,3 @@ def first_line(failure: BaseException) -> str:
     """What a refusal says, short enough for a cell."""
     lines = str(failure).strip().splitlines() or [""]
     return f"{type(failure).__name__} {lines[0]}"[:100].strip().replace("|", "/")
-
-
-def rival_names(cases: Sequence[Case]) -> list[str]:
-    return list(dict.fromkeys(name for case in cases for name in (*case.own, *case.rivals)))
