@@ -119,7 +119,8 @@ def test_growth_up_to_n_log_n_passes(name: str) -> None:
 
 
 def test_both_exponents_are_reported_with_their_confidence() -> None:
-    findings, measured, _ = examined(design(QUADRATIC["softmax attention"]))
+    patient = dataclasses.replace(CALM, clock_seconds=60.0)  # no stall of this machine shortens the lengths
+    findings, measured, _ = examined(design(QUADRATIC["softmax attention"]), config=patient)
     fitted = findings["complexity.fit"]
     assert fitted.severity == "property"
     assert fitted.measured == measured["time_exponent"]
@@ -201,12 +202,12 @@ class Machine:
         return True
 
 
-@given(disturbed=st.sets(st.integers(2, 31), max_size=10))
+@given(disturbed=st.sets(st.integers(2, 32), max_size=10))
 @settings(deadline=None, max_examples=20)
 def test_disturbances_do_not_change_what_the_clock_says(disturbed: set[int]) -> None:
-    # Three rounds of five lengths and two models after two steps: 10 a round. A step that is disturbed in every
-    # round is slow; the least of three counts otherwise.
-    spared = {step for step in disturbed if not all((step - 2) % 10 + 2 + 10 * n in disturbed for n in range(3))}
+    # Three rounds of five lengths and two models after three steps: 10 a round. A step that is disturbed in every
+    # round is slow; the least of three counts otherwise, and the least of two before the rounds.
+    spared = {step for step in disturbed if not all((step - 3) % 10 + 3 + 10 * n in disturbed for n in range(3))}
     with pytest.MonkeyPatch.context() as monkeypatch:
         machine = Machine(monkeypatch, [4e-6, 2e-6], spared)
         config = dataclasses.replace(CALM, clock_repeats=3, clock_seconds=10.0)
