@@ -1,4 +1,5 @@
-"""Several sequences laid end to end in one row, as flash-linear-attention packs them (`cu_seqlens`)."""
+"""Several sequences in one row: laid end to end, as flash-linear-attention packs them (`cu_seqlens`), or as the rows of
+a training batch have them (`documents`)."""
 
 from __future__ import annotations
 
@@ -91,11 +92,82 @@ def offsets_of(documents: Tensor) -> Tensor:
 
 
 def first_tokens(documents: Tensor) -> Tensor:
-    """[batch, length] bool, true where a document begins; where an operation decays, -inf there keeps documents
-    apart, except from nan."""
+    """[batch, length] bool, true where a document begins."""
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
     return begins
+
+
+def forget_before(documents: Tensor, log_decay: Tensor) -> Tensor:
+    """Log-decays that keep documents apart, except from nan: -inf where a document begins behind another one.
+
+    Args:
+        documents: [batch, length] integers, which of its row's documents a token is of.
+        log_decay: [batch, length, ...].
+
+    Returns:
+        [batch, length, ...]. What comes before the row belongs to its first document.
+    """
+    begins = first_tokens(documents)
+    begins[:, 0] = False
+    return log_decay.masked_fill(begins[(..., *[None] * (log_decay.dim() - 2))], -torch.inf)
+
+
+def previous(x: Tensor, documents: Tensor | None = None, back: int = 1) -> Tensor:
+    """The token `back` places before each one, zeros where there is none in its document.
+
+    Args:
+        x: [batch, length, ...].
+        documents: [batch, length] integers, which of its row's documents a token is of; None: one a row.
+    """
+    length = x.shape[1]
+    moved = torch.cat((torch.zeros_like(x[:, :back]), x[:, : max(0, length - back)]), 1)
+    if documents is None:
+        return moved
+    other = documents != torch.cat((documents[:, :back], documents[:, : max(0, length - back)]), 1)
+    return moved.masked_fill(other[(..., *[None] * (x.dim() - 2))], 0)
+
+
+def check_documents(operation: str, documents: Tensor | None, tokens: Tensor, cu_seqlens: Tensor | None) -> None:
+    """ValueError or TypeError where `documents` is not [batch, length] integers for `tokens` [batch, length, ...], or
+    where there are offsets too."""
+    if documents is None:
+        return
+    if documents.is_floating_point() or documents.is_complex() or documents.dtype == torch.bool:
+        raise TypeError(f"{operation}: documents has dtype {documents.dtype}, expected integers")
+    if documents.shape != tokens.shape[:2]:
+        raise ValueError(
+            f"{operation}: documents has shape {list(documents.shape)}, expected [batch, length], "
+            f"{list(tokens.shape[:2])}"
+        )
+    if cu_seqlens is not None:
+        raise ValueError(f"{operation}: found documents and cu_seqlens, expected one of them")
+
+
+def document_by_document(
+    run: Run, documents: Tensor, tokens: Tokens, initial_state: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """What `documents` means, by definition: one run a document, the row's initial state for its first one.
+
+    Args:
+        run: as in `packed`.
+        documents: [batch, length] integers.
+        tokens: [batch, length, ...] or None, each.
+        initial_state: [batch, ...] or None.
+
+    Returns:
+        A result a token [batch, length, ...], then those of each row's last document [batch, ...].
+    """
+    rows = []
+    for row, begins in enumerate(first_tokens(documents)):
+        bounds = [*begins.nonzero().flatten().tolist(), documents.shape[1]]
+        parts = []
+        for begin, end in pairwise(bounds):
+            own = [None if x is None else x[row : row + 1, begin:end] for x in tokens]
+            state = initial_state if begin == 0 else None
+            parts.append(run(*own, **({} if state is None else {"initial_state": state[row : row + 1]})))
+        rows.append((torch.cat([part[0] for part in parts], 1), *parts[-1][1:]))
+    return tuple(torch.cat(results) for results in zip(*rows, strict=True))
 
 
 def _offsets(operation: str, cu_seqlens: Tensor, tokens: Tokens, initial_state: Tensor | None) -> Tensor:
