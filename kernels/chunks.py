@@ -55,6 +55,23 @@ def pairwise_decay(log_decay: Tensor) -> tuple[Tensor, Tensor]:
     return decay, cumulative.to(log_decay.dtype).exp()
 
 
+def document_decay(documents: Tensor, heads: int, chunk_size: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """What `pairwise_decay` gives for decays to nothing where a document begins: ones within one, zeros between two.
+
+    Args:
+        documents: [batch, length] integers; what comes before the row belongs to its first document.
+
+    Returns:
+        [chunks, batch * heads, chunk_size, chunk_size] and [chunks, batch * heads, chunk_size].
+    """
+    batch, length = documents.shape
+    missing = -length % chunk_size
+    own = torch.cat((documents, documents[:, -1:].expand(batch, missing)), 1).view(batch, -1, chunk_size).movedim(1, 0)
+    before = torch.cat((own[:1, :, 0], own[:-1, :, -1])).unsqueeze(-1)
+    between = (own.unsqueeze(-1) == own.unsqueeze(-2)).to(like.dtype) * causal_mask(chunk_size, like)
+    return between.repeat_interleave(heads, 1), (own == before).to(like.dtype).repeat_interleave(heads, 1)
+
+
 def onwards(mark: Tensor) -> Tensor:
     """From the first marked token on, nan.
 

@@ -8,7 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from kernels.chunks import causal_mask, join, onwards, pairwise_decay, split
+from kernels.chunks import causal_mask, document_decay, join, onwards, pairwise_decay, split
 from kernels.operands import check_shapes, clamp_log_decay, quarantine, without_autocast, working_dtype
 
 # Of the squared length that queries and keys are divided by, as in flash-linear-attention's l2norm.
@@ -34,8 +34,9 @@ def delta_rule(
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
     normalise: bool = False,
+    documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """`kernels.delta_rule.delta_rule` on any device, with derivatives of any order."""
+    """`kernels.delta_rule.delta_rule` on any device, with derivatives of any order; documents or decays, not both."""
     operands = {
         "q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "initial_state": initial_state
     }  # fmt: skip
@@ -56,7 +57,12 @@ def delta_rule(
             query, tokens[0] = unit_length(query), unit_length(tokens[0])
         query = query * scale
         state = query.new_zeros(rows, key, value) if initial_state is None else initial_state.to(dtype).flatten(0, 1)
-        out, state = _chunked(query, tokens, state)
+        decays = None
+        if log_decay is not None:
+            decays = pairwise_decay(tokens.pop().squeeze(-1))
+        elif documents is not None:
+            decays = document_decay(documents, heads, chunk, query)
+        out, state = _chunked(query, tokens, state, decays)
         if mark is not None:
             out, state = out + onwards(mark), state + onwards(mark)[-1, :, -1:]
     return join(out, batch, length).to(v.dtype), state.view(batch, heads, key, value)
@@ -67,14 +73,17 @@ def unit_length(x: Tensor) -> Tensor:
     return x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt()
 
 
-def _chunked(query: Tensor, tokens: list[Tensor], state: Tensor) -> tuple[Tensor, Tensor]:
-    """query [n, rows, chunk, key]; tokens: key, value, beta and perhaps log-decay, alike; state [rows, key, value]."""
-    k, v, beta = tokens[:3]
+def _chunked(
+    query: Tensor, tokens: list[Tensor], state: Tensor, decays: tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, Tensor]:
+    """query [n, rows, chunk, key]; tokens: key, value, beta, alike; state [rows, key, value]; decays as
+    `pairwise_decay` gives them."""
+    k, v, beta = tokens
     key = k.shape[-1]
     erased, written = k * beta, v * beta
     overlap, attention = erased @ k.mT, query @ k.mT
-    if len(tokens) == 4:
-        decay, from_start = pairwise_decay(tokens[3].squeeze(-1))
+    if decays is not None:
+        decay, from_start = decays
         overlap, attention = overlap * decay, attention * decay
         from_start = from_start.unsqueeze(-1)
         erased, query, k = erased * from_start, query * from_start, k * decay[..., -1, :].unsqueeze(-1)

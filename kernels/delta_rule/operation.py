@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.delta_rule import chunked
 from kernels.operands import check_shapes, fused_allowed
-from kernels.packing import packed
+from kernels.packing import check_documents, forget_before, packed
 
 # The state of one head's step has to fit into a multiprocessor.
 _WIDEST = {torch.bfloat16: 256, torch.float16: 128, torch.float32: 128}
@@ -28,6 +28,7 @@ def delta_rule(
     chunk_size: int = 64,
     normalise: bool = False,
     cu_seqlens: Tensor | None = None,
+    documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """S_t = a_t (I - beta_t k_t k_t^T) S_{t-1} + beta_t k_t v_t^T with a_t = exp(log_decay_t); o_t = scale S_t^T q_t.
 
@@ -50,15 +51,20 @@ def delta_rule(
         cu_seqlens: [sequences + 1] integers: the operands are one row of sequences laid end to end, sequence i from
             cu_seqlens[i] up to cu_seqlens[i + 1], each computed as if it were alone; then there is one state a
             sequence. They are computed in batches of similar length (`kernels.packing.packed`).
+        documents: [batch, length] integers, which of its row's documents a token is of; each is computed as if it were
+            alone, the first one of a row from its initial state, but nan may cross. Not together with cu_seqlens.
 
     Returns:
         o [batch, length, heads, value] in v's dtype, and the final state [batch, heads, key, value], float64 for
         float64 v and float32 otherwise. After a non-finite k, v, beta or log_decay all results of its head are nan.
 
     Raises:
-        ValueError: shapes that disagree, chunk_size below 1, cu_seqlens that do not fit.
+        ValueError: shapes that disagree, chunk_size below 1, cu_seqlens or documents that do not fit.
         TypeError: an operand that is not floating point.
     """
+    check_documents("delta_rule", documents, q, cu_seqlens)
+    if documents is not None and log_decay is not None and log_decay.shape == q.shape[:3]:
+        log_decay, documents = forget_before(documents, log_decay), None
     operands = {
         "q": q, "k": k, "v": v, "beta": beta, "log_decay": log_decay, "initial_state": initial_state
     }  # fmt: skip
@@ -69,7 +75,7 @@ def delta_rule(
     if not _on_gpu(list(operands.values())):
         return chunked.delta_rule(
             q, k, v, beta, log_decay, scale=scale, initial_state=initial_state, chunk_size=chunk_size,
-            normalise=normalise,
+            normalise=normalise, documents=documents,
         )  # fmt: skip
     size = check_shapes("delta_rule", **{name: (operands[name], chunked.AXES[name]) for name in chunked.AXES})
     if chunk_size < 1:
@@ -78,6 +84,8 @@ def delta_rule(
     from kernels.delta_rule import triton
 
     scale = size["key"] ** -0.5 if scale is None else scale
+    if documents is not None:
+        log_decay = forget_before(documents, torch.zeros_like(beta))
     return triton.delta_rule(q, k, v, beta, log_decay, initial_state, scale=scale, normalise=normalise)
 
 

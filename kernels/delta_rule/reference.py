@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.delta_rule.chunked import AXES
 from kernels.delta_rule.recurrent import step
 from kernels.operands import check_shapes, working_dtype
-from kernels.packing import one_by_one
+from kernels.packing import check_documents, document_by_document, one_by_one
 
 
 def delta_rule(
@@ -26,10 +26,15 @@ def delta_rule(
     chunk_size: int = 64,
     normalise: bool = False,
     cu_seqlens: Tensor | None = None,
+    documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Same arguments and results as `kernels.delta_rule.delta_rule`; `chunk_size` has no effect."""
+    check_documents("delta_rule", documents, q, cu_seqlens)
+    run = partial(delta_rule, scale=scale, normalise=normalise)
+    if documents is not None:
+        out, last = document_by_document(run, documents, (q, k, v, beta, log_decay), initial_state)
+        return out, last
     if cu_seqlens is not None:
-        run = partial(delta_rule, scale=scale, normalise=normalise)
         out, last = one_by_one("delta_rule", run, cu_seqlens, (q, k, v, beta, log_decay), initial_state)
         return out, last
     operands = {

@@ -11,7 +11,7 @@ from torch import Tensor
 from kernels.linear_attention.chunked import check_operands
 from kernels.linear_attention.recurrent import step
 from kernels.operands import working_dtype
-from kernels.packing import one_by_one
+from kernels.packing import check_documents, document_by_document, one_by_one
 
 
 def linear_attention(
@@ -25,10 +25,15 @@ def linear_attention(
     initial_state: Tensor | None = None,
     chunk_size: int = 64,
     cu_seqlens: Tensor | None = None,
+    documents: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Same arguments and results as `kernels.linear_attention.linear_attention`; `chunk_size` has no effect."""
+    check_documents("linear_attention", documents, q, cu_seqlens)
+    run = partial(linear_attention, bonus=bonus, scale=scale)
+    if documents is not None:
+        out, last = document_by_document(run, documents, (q, k, v, log_decay), initial_state)
+        return out, last
     if cu_seqlens is not None:
-        run = partial(linear_attention, bonus=bonus, scale=scale)
         out, last = one_by_one("linear_attention", run, cu_seqlens, (q, k, v, log_decay), initial_state)
         return out, last
     size = check_operands(q, k, v, log_decay, bonus, initial_state)

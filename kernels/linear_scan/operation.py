@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.linear_scan import chunked
 from kernels.operands import fused_allowed
-from kernels.packing import packed
+from kernels.packing import check_documents, forget_before, packed
 
 # Whether the kernels of `triton.py` are used. So far only Triton's interpreter has run them; to be true once
 # tests/kernels/test_linear_scan.py and `make bench-kernels` have passed on a GPU.
@@ -19,7 +19,9 @@ KEPT_EVERY = 8
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def linear_scan(x: Tensor, log_decay: Tensor, *, cu_seqlens: Tensor | None = None) -> Tensor:
+def linear_scan(
+    x: Tensor, log_decay: Tensor, *, cu_seqlens: Tensor | None = None, documents: Tensor | None = None
+) -> Tensor:
     """h_t = exp(log_decay_t) h_{t-1} + x_t, from h_{-1} = 0.
 
     The recurrence of S4D, S5 and RG-LRU layers and of exponential moving averages. On a GPU, bfloat16, float16 and
@@ -31,18 +33,24 @@ def linear_scan(x: Tensor, log_decay: Tensor, *, cu_seqlens: Tensor | None = Non
             all).
         cu_seqlens: [sequences + 1] integers: x and log_decay are one row of sequences laid end to end, sequence i from
             cu_seqlens[i] up to cu_seqlens[i + 1], each computed as if it were alone (`kernels.packing.packed`).
+        documents: [batch, length] integers, which of its row's documents a token is of; each is computed as if it were
+            alone, but nan may cross. Not together with cu_seqlens.
 
     Returns:
         h [batch, length, dim] in x's dtype; computed in float32 (float64 for float64 x).
 
     Raises:
-        ValueError: shapes that disagree, cu_seqlens that do not fit.
+        ValueError: shapes that disagree, cu_seqlens or documents that do not fit.
         TypeError: an operand that is not floating point.
     """
+    check_documents("linear_scan", documents, x, cu_seqlens)
     if cu_seqlens is not None:
         constant = (log_decay,) if log_decay.dim() == 1 else ()
         tokens = (x,) if constant else (x, log_decay)
         return packed("linear_scan", lambda *own: (linear_scan(*own, *constant),), cu_seqlens, tokens)[0]
+    if documents is not None:
+        chunked.check_operands(x, log_decay)
+        log_decay = forget_before(documents, log_decay.expand_as(x))
     if not _fused(x, log_decay):
         return chunked.linear_scan(x, log_decay)
     chunked.check_operands(x, log_decay)
