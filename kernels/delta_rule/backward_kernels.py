@@ -11,7 +11,7 @@ from kernels.delta_rule.tiles import (
     COUNTS,
     bounded,
     inverse_length,
-    load_decays,
+    load_kept,
     load_keys,
     load_rows,
     load_tile,
@@ -25,12 +25,12 @@ from kernels.delta_rule.tiles import (
 
 @triton.jit(do_not_specialize=COUNTS)
 def adjoint_additions(
-    q, k, beta, sums, inverse, sound, out_grad, addition, scale,
+    q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head,
     LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
-    EVEN_V: tl.constexpr, GATED: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What a chunk's outputs add to the gradient of the state it starts from: (e^G Q - P W)ᵀ scale dO."""
     batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
@@ -49,7 +49,7 @@ def adjoint_additions(
     x = load_rows(inverse + at * (C * C), C, C)
     attention = tl.dot(key, tl.trans(query), input_precision=PRECISION)
     if GATED:
-        between, from_start, _, _ = load_decays(sums + at * (2 * C), C, DOT)
+        between, from_start, _, _ = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
         attention = attention * tl.trans(between)
         erased = erased * from_start
     attention = tl.where(rows[:, None] <= rows[None, :], attention * scale, 0.0).to(DOT)
@@ -66,13 +66,13 @@ def adjoint_additions(
 
 @triton.jit(do_not_specialize=COUNTS)
 def gradients(
-    q, k, v, beta, sums, inverse, before, sound, out_grad, after_grad,
+    q, k, v, beta, sums, documents, inverse, before, sound, out_grad, after_grad,
     q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, o_batch, o_token, o_head,
     LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
-    EVEN_V: tl.constexpr, GATED: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr, FLIP: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, FLIP: tl.constexpr,
 ):
     """All gradients of a chunk, from its first state and the gradient of its last one.
 
@@ -98,7 +98,7 @@ def gradients(
     attention = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
     attention = tl.where(below | (rows[:, None] == rows[None, :]), attention, 0.0)
     if GATED:
-        between, from_start, to_end, whole = load_decays(sums + at * (2 * C), C, DOT)
+        between, from_start, to_end, whole = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
         attention = attention * between
     weights = attention.to(DOT)
 
@@ -121,7 +121,7 @@ def gradients(
             u_grad = u_grad * to_end[:, None]
         error = value - stored
         u = tile_dot(x, bounded(error * strength[:, None]).to(DOT), FLIP, PRECISION)
-        if GATED:
+        if GATED and not APART:
             moved = tl.where(rows < C - 1, tl.sum(u * u_grad, 1), 0.0)
             cumulative_grad -= moved
             whole_grad += tl.sum(moved, 0) + tl.sum(state.to(tl.float32) * state_grad.to(tl.float32)) * whole
@@ -135,7 +135,8 @@ def gradients(
         overlap_grad -= tl.dot(written.to(DOT), transposed, input_precision=PRECISION)
         query_grad += tile_dot(o, state, FLIP, PRECISION)
         if GATED:
-            cumulative_grad -= tl.sum(value_grad * stored, 1)
+            if not APART:
+                cumulative_grad -= tl.sum(value_grad * stored, 1)
             value_grad = value_grad * from_start[:, None]
             u = u * to_end[:, None]
         key_grad += tile_dot(u.to(DOT), state_grad, FLIP, PRECISION)
@@ -144,11 +145,12 @@ def gradients(
     query_grad = query_grad * scale
     if GATED:
         # Again, rather than in registers all the while.
-        between, from_start, _, _ = load_decays(sums + at * (2 * C), C, DOT)
+        between, from_start, _, _ = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
         query_grad = query_grad * from_start[:, None]
-        cumulative_grad += tl.sum(query.to(tl.float32) * query_grad, 1)
-        flow = tl.where(below, weights.to(tl.float32) * attention_grad, 0.0)
-        cumulative_grad += tl.sum(flow, 1) - tl.sum(flow, 0)
+        if not APART:
+            cumulative_grad += tl.sum(query.to(tl.float32) * query_grad, 1)
+            flow = tl.where(below, weights.to(tl.float32) * attention_grad, 0.0)
+            cumulative_grad += tl.sum(flow, 1) - tl.sum(flow, 0)
         attention_grad = attention_grad * between
     attention_grad = tl.where(below | (rows[:, None] == rows[None, :]), attention_grad * scale, 0.0)
     weights = attention_grad.to(DOT)
@@ -165,7 +167,7 @@ def gradients(
     overlap *= overlap_grad
     strength_grad += tl.sum(overlap, 1)
     tl.store(beta_grad + gates + rows * HEADS, strength_grad.to(beta_grad.dtype.element_ty), mask=rows < length)
-    if GATED:
+    if GATED and not APART:
         overlap *= strength[:, None]
         cumulative_grad += tl.sum(overlap, 1) - tl.sum(overlap, 0)
         decay_grad = (tl.cumsum(cumulative_grad, 0, reverse=True) + whole_grad).to(log_decay_grad.dtype.element_ty)

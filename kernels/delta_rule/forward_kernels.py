@@ -15,7 +15,8 @@ from kernels.delta_rule.tiles import (
     bounded,
     cumulative,
     first_row,
-    load_decays,
+    load_documents,
+    load_kept,
     load_keys,
     load_log_decay,
     load_rows,
@@ -31,11 +32,11 @@ from kernels.delta_rule.tiles import (
 
 @triton.jit(do_not_specialize=COUNTS)
 def transitions(
-    k, v, beta, log_decay, inverse, transition, addition, kept, sums, sound,
+    k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound,
     k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, PART_V: tl.constexpr,
-    EVEN_K: tl.constexpr, EVEN_V: tl.constexpr, GATED: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr,
+    EVEN_K: tl.constexpr, EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr,
+    EPS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Of each chunk: (I + A)⁻¹, WᵀK̃ and U₀ᵀK̃ of the transposed state's step, e^{G_C}, G, the number of sound rows."""
     batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
@@ -51,7 +52,7 @@ def transitions(
     strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
     squares = tl.sum(raw * raw, 1)
     check = squares + strength * strength
-    if GATED:
+    if GATED and not APART:
         log_decays = load_log_decay(log_decay + gates, HEADS, limit, C)
         check += log_decays
     limit = tl.minimum(limit, first_row(check * 0.0 != 0.0, C))
@@ -62,7 +63,11 @@ def transitions(
     key = tl.where(alive[:, None], raw, 0.0).to(DOT)
 
     a = tl.dot(key, tl.trans(key), input_precision=PRECISION) * strength[:, None]
-    if GATED:
+    if APART:
+        between, from_start, to_end, whole = load_documents(documents, batch, start, LENGTH, C)
+        a = a * between
+        tl.store(kept + at, whole)
+    elif GATED:
         high, low = cumulative(tl.where(alive, log_decays, 0.0))
         a = a * between_tokens(high[:, None], low[:, None], high[None, :], low[None, :], C, DOT)
         whole, whole_low = at_row(high, C - 1, C), at_row(low, C - 1, C)
@@ -105,7 +110,7 @@ def transitions(
             nothing = tl.full((PART_V, BK), float("nan"), tl.float32)
             store_rows(addition + (at * BV + first) * BK, nothing, PART_V, BK)
     tl.store(sound + at, sound_rows)
-    if GATED:
+    if GATED and not APART:
         store_sums(sums + at * (2 * C), high, low, sound_rows, C)
 
 
@@ -183,12 +188,12 @@ def links(
 
 @triton.jit(do_not_specialize=COUNTS)
 def outputs(
-    q, k, v, beta, sums, inverse, before, sound, out, scale,
+    q, k, v, beta, sums, documents, inverse, before, sound, out, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
     LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
-    EVEN_V: tl.constexpr, GATED: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """O = scale (e^G Q S + P U) with U = (I + A)⁻¹ β (V - e^G K S)."""
     batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
@@ -209,7 +214,7 @@ def outputs(
     x = load_rows(inverse + at * (C * C), C, C)
     attention = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     if GATED:
-        between, from_start, _, _ = load_decays(sums + at * (2 * C), C, DOT)
+        between, from_start, _, _ = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
         attention = attention * between
     attention = tl.where(rows[:, None] >= rows[None, :], attention, 0.0).to(DOT)
     for first in tl.static_range(0, BV, PART):

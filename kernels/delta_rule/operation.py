@@ -84,9 +84,7 @@ def delta_rule(
     from kernels.delta_rule import triton
 
     scale = size["key"] ** -0.5 if scale is None else scale
-    if documents is not None:
-        log_decay = forget_before(documents, torch.zeros_like(beta))
-    return triton.delta_rule(q, k, v, beta, log_decay, initial_state, scale=scale, normalise=normalise)
+    return triton.delta_rule(q, k, v, beta, log_decay, documents, initial_state, scale=scale, normalise=normalise)
 
 
 def _on_gpu(operands: list[Tensor | None]) -> bool:

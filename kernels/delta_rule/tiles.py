@@ -120,8 +120,9 @@ def between_tokens(high, low, high_before, low_before, C: tl.constexpr, DOT: tl.
 
 
 @triton.jit
-def load_decays(pointer, C: tl.constexpr, DOT: tl.constexpr):
+def load_decays(sums, at, C: tl.constexpr, DOT: tl.constexpr):
     """Decay between tokens [C, C], from the start [C], to the end [C], of the whole chunk []."""
+    pointer = sums + at * (2 * C)
     row = tl.arange(0, C)
     high, last = tl.load(pointer + row), tl.load(pointer + C - 1)
     left = last - high
@@ -132,6 +133,30 @@ def load_decays(pointer, C: tl.constexpr, DOT: tl.constexpr):
         left += tl.load(pointer + 2 * C - 1) - tl.load(pointer + C + row)
         low_rows, low_columns = tl.load(pointer + C + row[:, None]), tl.load(pointer + C + row[None, :])
     return between_tokens(rows, low_rows, columns, low_columns, C, DOT), tl.exp(high), tl.exp(left), tl.exp(last)
+
+
+@triton.jit
+def load_documents(documents, batch, start, LENGTH, C: tl.constexpr):
+    """What `load_decays` gives where only documents end: ones within one, zeros between two."""
+    documents += batch * LENGTH + start
+    row, last = tl.arange(0, C), tl.minimum(LENGTH - start, C) - 1
+    before, end = tl.load(documents - tl.minimum(start, 1)), tl.load(documents + last)
+    own = tl.load(documents + tl.minimum(row, last))
+    rows = tl.load(documents + tl.minimum(row[:, None], last))
+    columns = tl.load(documents + tl.minimum(row[None, :], last))
+    between = tl.where((row[:, None] >= row[None, :]) & (rows == columns), 1.0, 0.0)
+    whole = tl.where(before == end, 1.0, 0.0)
+    return between, tl.where(own == before, 1.0, 0.0), tl.where(own == end, 1.0, 0.0), whole
+
+
+@triton.jit
+def load_kept(sums, documents, at, batch, start, LENGTH, C: tl.constexpr, DOT: tl.constexpr, APART: tl.constexpr):
+    """Of documents if APART, else of decays."""
+    if APART:
+        between, from_start, to_end, whole = load_documents(documents, batch, start, LENGTH, C)
+    else:
+        between, from_start, to_end, whole = load_decays(sums, at, C, DOT)
+    return between, from_start, to_end, whole
 
 
 @triton.jit

@@ -89,7 +89,9 @@ def _strides(x: Tensor) -> tuple[int, int, int]:
     return x.stride(0), x.stride(1), x.stride(2)
 
 
-def _common(p: Plan, launch: Launch, q: Tensor, v: Tensor, log_decay: Tensor | None, normalise: bool) -> dict[str, Any]:
+def _common(
+    p: Plan, launch: Launch, q: Tensor, v: Tensor, log_decay: Tensor | None, documents: Tensor | None, normalise: bool
+) -> dict[str, Any]:
     return {
         "C": p.sizes.chunk,
         "BK": p.key,
@@ -97,7 +99,8 @@ def _common(p: Plan, launch: Launch, q: Tensor, v: Tensor, log_decay: Tensor | N
         "PART": min(launch.part, p.value),
         "EVEN_K": q.shape[-1] == p.key,
         "EVEN_V": v.shape[-1] == p.value,
-        "GATED": log_decay is not None,
+        "GATED": log_decay is not None or documents is not None,
+        "APART": documents is not None,
         "NORMALISE": normalise,
         "EPS": chunked.EPS,
         "DOT": _TRITON_TYPES[p.dot],
@@ -145,14 +148,15 @@ def _scan(
 
 @torch.library.custom_op("kernels::delta_rule", mutates_args=())
 def _forward(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial_state: Tensor | None,
-    scale: float, normalise: bool,
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, documents: Tensor | None,
+    initial_state: Tensor | None, scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output and final state, and for the backward pass: inverse, transition, kept, sums, before, sound."""
     p, results = plan(q, k, v, log_decay), _empty(q, k, v, log_decay)
     out, after, inverse, transition, kept, sums, before, sound = results
     q, k, v, beta = _rows(q), _rows(k), _rows(v), beta.contiguous()
     log_decay = None if log_decay is None else log_decay.contiguous()
+    documents = None if documents is None else documents.contiguous()
     boundary = None if initial_state is None else initial_state.contiguous()
     (batch, length, heads, key), value = q.shape, v.shape[-1]
     chunks = sound.shape[1]
@@ -160,23 +164,24 @@ def _forward(
     grid, sizes = (batch * chunks * heads,), (length, heads, chunks, key, value)
     part = p.sizes.transitions.part
     forward_kernels.transitions[grid](
-        k, v, beta, log_decay, inverse, transition, addition, kept, sums, sound, *_strides(k), *_strides(v), *sizes,
+        k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound,
+        *_strides(k), *_strides(v), *sizes,
         PART_V=min(part, p.value),
-        **(_common(p, p.sizes.transitions, q, v, log_decay, normalise) | {"PART": min(part, p.key)}),
+        **(_common(p, p.sizes.transitions, q, v, log_decay, documents, normalise) | {"PART": min(part, p.key)}),
     )  # fmt: skip
-    gates = None if log_decay is None else kept
+    gates = None if log_decay is None and documents is None else kept
     _scan(p, transition, addition, gates, boundary, before, after, backward=False)
     forward_kernels.outputs[grid](
-        q, k, v, beta, sums, inverse, before, sound, out, scale, *_strides(q), *_strides(k), *_strides(v),
-        *sizes, **_common(p, p.sizes.outputs, q, v, log_decay, normalise),
+        q, k, v, beta, sums, documents, inverse, before, sound, out, scale, *_strides(q), *_strides(k), *_strides(v),
+        *sizes, **_common(p, p.sizes.outputs, q, v, log_decay, documents, normalise),
     )  # fmt: skip
     return results
 
 
 @_forward.register_fake
 def _(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial_state: Tensor | None,
-    scale: float, normalise: bool,
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, documents: Tensor | None,
+    initial_state: Tensor | None, scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _empty(q, k, v, log_decay)
 
@@ -202,8 +207,8 @@ def _empty(
 @torch.library.custom_op("kernels::delta_rule_backward", mutates_args=())
 def _backward(
     out_grad: Tensor | None, after_grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
-    log_decay: Tensor | None, initial_state: Tensor | None, inverse: Tensor, transition: Tensor, kept: Tensor,
-    sums: Tensor, before: Tensor, sound: Tensor, scale: float, normalise: bool,
+    log_decay: Tensor | None, documents: Tensor | None, initial_state: Tensor | None, inverse: Tensor,
+    transition: Tensor, kept: Tensor, sums: Tensor, before: Tensor, sound: Tensor, scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, beta, log_decay (empty without one) and initial_state."""
     p, results = plan(q, k, v, log_decay), _empty_gradients(q, k, v, beta, log_decay)
@@ -211,6 +216,7 @@ def _backward(
     q, k, v, beta = _rows(q), _rows(k), _rows(v), beta.contiguous()
     out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else _rows(out_grad)
     log_decay = None if log_decay is None else log_decay.contiguous()
+    documents = None if documents is None else documents.contiguous()
     boundary = None if after_grad is None else after_grad.contiguous()
     (batch, length, heads, key), value = q.shape, v.shape[-1]
     chunks = sound.shape[1]
@@ -218,16 +224,16 @@ def _backward(
     grid, sizes = (batch * chunks * heads,), (length, heads, chunks, key, value)
     qk = (*_strides(q), *_strides(k))
     backward_kernels.adjoint_additions[grid](
-        q, k, beta, sums, inverse, sound, out_grad, addition, scale, *qk, *_strides(out_grad), *sizes,
-        **_common(p, p.sizes.adjoint, q, v, log_decay, normalise),
+        q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale, *qk, *_strides(out_grad), *sizes,
+        **_common(p, p.sizes.adjoint, q, v, log_decay, documents, normalise),
     )  # fmt: skip
-    gates = None if log_decay is None else kept
+    gates = None if log_decay is None and documents is None else kept
     _scan(p, transition, addition, gates, boundary, states_grad, state_grad, backward=True)
     backward_kernels.gradients[grid](
-        q, k, v, beta, sums, inverse, before, sound, out_grad, states_grad,
+        q, k, v, beta, sums, documents, inverse, before, sound, out_grad, states_grad,
         q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale, *qk, *_strides(v), *_strides(out_grad), *sizes,
         FLIP=p.sizes.gradients.flip,
-        **_common(p, p.sizes.gradients, q, v, log_decay, normalise),
+        **_common(p, p.sizes.gradients, q, v, log_decay, documents, normalise),
     )  # fmt: skip
     return results
 
@@ -235,8 +241,8 @@ def _backward(
 @_backward.register_fake
 def _(
     out_grad: Tensor | None, after_grad: Tensor | None, q: Tensor, k: Tensor, v: Tensor, beta: Tensor,
-    log_decay: Tensor | None, initial_state: Tensor | None, inverse: Tensor, transition: Tensor, kept: Tensor,
-    sums: Tensor, before: Tensor, sound: Tensor, scale: float, normalise: bool,
+    log_decay: Tensor | None, documents: Tensor | None, initial_state: Tensor | None, inverse: Tensor,
+    transition: Tensor, kept: Tensor, sums: Tensor, before: Tensor, sound: Tensor, scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return _empty_gradients(q, k, v, beta, log_decay)
 
@@ -259,30 +265,34 @@ def _remember(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> 
 
 
 def _differentiate(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, beta, log_decay, initial_state, *kept = ctx.saved_tensors
+    q, k, v, beta, log_decay, documents, initial_state, *kept = ctx.saved_tensors
     *found, decay_grad, state_grad = _backward(
-        grads[0], grads[1], q, k, v, beta, log_decay, initial_state, *kept, ctx.scale, ctx.normalise
+        grads[0], grads[1], q, k, v, beta, log_decay, documents, initial_state, *kept, ctx.scale, ctx.normalise
     )
-    found.append(None if log_decay is None else decay_grad)
+    found += [None if log_decay is None else decay_grad, None]
     found.append(None if initial_state is None else state_grad.to(initial_state.dtype))
     return *found, None, None
 
 
 def _remember_backward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     ctx.scale, ctx.normalise = inputs[-2:]
-    ctx.save_for_backward(*inputs[:8])
+    ctx.save_for_backward(*inputs[:9])
     ctx.set_materialize_grads(False)
 
 
 def _differentiate_twice(ctx: Any, *weights: Tensor | None) -> tuple[Tensor | None, ...]:
     """Second derivatives are those of the chunked form."""
 
+    *saved, documents, initial = ctx.saved_tensors
+
     def plain(*operands: Tensor) -> tuple[Tensor, Tensor]:
         *tokens, initial_state = operands
-        return chunked.delta_rule(*tokens, scale=ctx.scale, initial_state=initial_state, normalise=ctx.normalise)
+        return chunked.delta_rule(
+            *tokens, scale=ctx.scale, initial_state=initial_state, normalise=ctx.normalise, documents=documents
+        )
 
-    saved = ctx.saved_tensors
-    return *second_derivatives(plain, saved[:2], saved[2:], weights), *[None] * 8
+    *found, of_state = second_derivatives(plain, saved[:2], (*saved[2:], initial), weights)
+    return *found, None, of_state, *[None] * 8
 
 
 _forward.register_autograd(_differentiate, setup_context=_remember)
@@ -290,9 +300,9 @@ _backward.register_autograd(_differentiate_twice, setup_context=_remember_backwa
 
 
 def delta_rule(
-    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, initial_state: Tensor | None,
-    *, scale: float, normalise: bool,
+    q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None, documents: Tensor | None,
+    initial_state: Tensor | None, *, scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """As `kernels.delta_rule.delta_rule`, for operands that it sends here."""
-    out, state, *_ = _forward(q, k, v, beta, log_decay, initial_state, scale, normalise)
+    """As `kernels.delta_rule.delta_rule`, for operands that it sends here; not log_decay and documents."""
+    out, state, *_ = _forward(q, k, v, beta, log_decay, documents, initial_state, scale, normalise)
     return out, state

@@ -29,7 +29,7 @@ from kernels.delta_rule.triton import delta_rule
 from kernels.linear_attention.triton import linear_attention
 
 FORMS = {
-    "delta_rule": ["none", "scalar"],
+    "delta_rule": ["none", "scalar", "documents"],
     "linear_attention": ["none", "scalar", "scalar-bonus", "diagonal", "diagonal-bonus"],
 }
 # What a block may have, by compute capability.
@@ -85,7 +85,7 @@ def launches(operation: str, dtype: torch.dtype, width: int, form: str, capabili
     operands = {name: draw(2, 80, 4, width) for name in "qkv"}
     if operation == "delta_rule":
         operands["beta"] = draw(2, 80, 4)
-    if not form.startswith("none"):
+    if form.startswith(("scalar", "diagonal")):
         operands["log_decay"] = draw(2, 80, 4, *([width] if form.startswith("diagonal") else []))
     if form.endswith("bonus"):
         operands["bonus"] = draw(4, width)
@@ -94,7 +94,10 @@ def launches(operation: str, dtype: torch.dtype, width: int, form: str, capabili
         patch.object(configurations, "device_class", lambda device: f"sm_{capability}"),
     ):
         if operation == "delta_rule":
-            rest = {"log_decay": None, "initial_state": None, "scale": 1.0, "normalise": True}
+            documents = torch.zeros(2, 80, dtype=torch.int32) if form == "documents" else None
+            rest = {
+                "log_decay": None, "documents": documents, "initial_state": None, "scale": 1.0, "normalise": True
+            }  # fmt: skip
             out = delta_rule(**rest | operands)[0]
         else:
             out = linear_attention(**operands)[0]

@@ -31,7 +31,7 @@ def ours(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None
         return delta_rule(q, k, v, beta, log_decay, **options)
     from kernels.delta_rule import triton
 
-    options = {"initial_state": None, "scale": q.shape[-1] ** -0.5, "normalise": False} | options
+    options = {"initial_state": None, "scale": q.shape[-1] ** -0.5, "normalise": False, "documents": None} | options
     return triton.delta_rule(q, k, v, beta, log_decay, **options)
 
 
@@ -111,11 +111,28 @@ class TestKernels:
                     assert after[:, position:, 0].isnan().all(), (name, position)
                     assert state[:, 0].isnan().all(), (name, position)
 
+    @pytest.mark.parametrize("sizes", [[40], [1, 31, 1, 1, 64, 2, 30], [33, 32, 65], [64, 64, 1]])
+    def test_documents(self, sizes: list[int]) -> None:
+        made = operands(sum(sizes), 16, 20, initial=True, batch=2)
+        of = torch.tensor([i for i, size in enumerate(sizes) for _ in range(size)], device=DEVICE)
+        compare(made, documents=torch.stack((of, of // 2)).int(), normalise=True)
+
+    def test_one_document_is_none(self) -> None:
+        made = requiring_grad(operands(70, 16, 16, initial=True))
+        one = torch.zeros(1, 70, dtype=torch.int32, device=DEVICE)
+        found, wanted = ours(**made, documents=one), ours(**made)
+        assert all(error(a, b) < 1e-6 for a, b in zip(found, wanted, strict=True))
+        mine, theirs = gradients(found, made), gradients(wanted, made)
+        assert all(error(mine[name], theirs[name]) < 1e-6 for name in made)
+
     @pytest.mark.parametrize("gated", [False, True])
     def test_segments_side_by_side(self, gated: bool) -> None:
         sizes = find(read_table(), "delta_rule", "default", {"bits": 32, "width": 16, "gated": gated})
         with trial("delta_rule", {**sizes, "long": 2}):
             compare(operands(150, 16, 16, gated=gated, initial=gated, heads=1))
+            if not gated:
+                documents = torch.arange(150, device=DEVICE)[None] // 40
+                compare(operands(150, 16, 16, initial=True, heads=1), documents=documents)
 
     def test_operands_with_strides(self) -> None:
         made = operands(40, 16, 16)
@@ -136,12 +153,14 @@ class TestKernels:
         mine, theirs = gradients(found, made), gradients(wanted, made)
         assert all(error(mine[name], theirs[name]) < 1e-6 for name in made)
 
-    def test_second_derivatives(self) -> None:
-        made = operands(20, 4, 3, gated=True, initial=True)
+    @pytest.mark.parametrize("gated", [False, True])
+    def test_second_derivatives(self, gated: bool) -> None:
+        made = operands(20, 4, 3, gated=gated, initial=True)
+        documents = None if gated else torch.arange(20, device=DEVICE)[None] // 7
         found = []
         for function in (ours, chunked.delta_rule):
             inputs = requiring_grad(made)
-            total = sum(x.sin().sum() for x in function(**inputs, scale=0.5))
+            total = sum(x.sin().sum() for x in function(**inputs, scale=0.5, documents=documents))
             first = torch.autograd.grad(total, list(inputs.values()), create_graph=True)
             found.append(torch.autograd.grad(sum(x.square().sum() for x in first), list(inputs.values())))
         assert all(error(a, b) < 1e-5 for a, b in zip(*found, strict=True))
@@ -157,6 +176,9 @@ class TestKernels:
             many = {"batch": max(1, 256 // length)}
             made = operands(length, key, value, gated=gated, initial=gated, dtype=torch.bfloat16, most=1.0, **many)
             compare(made, exact=chunked.delta_rule, normalise=True)
+            if not gated:
+                documents = torch.arange(length, device=DEVICE).expand(many["batch"], length) // 37
+                compare(made, exact=chunked.delta_rule, normalise=True, documents=documents)
 
     @on_gpu
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
