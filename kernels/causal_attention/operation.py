@@ -1,0 +1,70 @@
+"""Causal attention by PyTorch's fused kernels, also where documents share a row."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kernels.operands import check_shapes
+from kernels.packing import check_documents, first_tokens
+
+_AXES = {"q": "batch length heads key", "k": "batch length heads key", "v": "batch length heads value"}
+# Their product: the nats by which a key lies below those of the next document. More than logits differ by, and
+# exp(-128) is 0 in float32.
+_ASKED, _RAISED = 8.0, 16.0
+_DIGIT = 256  # every smaller integer is a bfloat16
+_WIDTHS = 8  # fused kernels want widths that are multiples of it
+
+
+def causal_attention(
+    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, documents: Tensor | None = None
+) -> Tensor:
+    """o_t = sum over s <= t of softmax_s(scale q_t k_s) v_s (arXiv 1706.03762); quadratic in length.
+
+    Args:
+        q: [batch, length, heads, key].
+        k: [batch, length, heads, key].
+        v: [batch, length, heads, value].
+        scale: of the logits; key ** -0.5 by default; not 0 with documents.
+        documents: [batch, length] integers, which of its row's documents a token is of; each is computed as if it were
+            alone.
+
+    Returns:
+        o [batch, length, heads, value] in v's dtype.
+
+    Raises:
+        ValueError: shapes that disagree, documents that do not fit.
+        TypeError: an operand that is not floating point.
+    """
+    size = check_shapes("causal_attention", q=(q, _AXES["q"]), k=(k, _AXES["k"]), v=(v, _AXES["v"]))
+    check_documents("causal_attention", documents, q, None)
+    scale = size["key"] ** -0.5 if scale is None else scale
+    if scale < 0:
+        q, scale = -q, -scale  # PyTorch's kernel for CPUs takes masked logits times the scale
+    if documents is not None:
+        q, k = _apart(q, k, documents, scale)
+    widest = max(q.shape[-1], v.shape[-1])
+    # In one width, with zeros, because the fused kernels take no others.
+    even = [x if x.shape[-1] == widest else F.pad(x, (0, widest - x.shape[-1])) for x in (q, k, v)]
+    query, key, value = (x.transpose(1, 2) for x in even)
+    o = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    return o.transpose(1, 2)[..., : v.shape[-1]].to(v.dtype)
+
+
+def _apart(q: Tensor, k: Tensor, documents: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    """q and k with columns whose products raise a key's logit for every document of the row before its own.
+
+    Of the keys that a token sees, those of its own document are the last ones, so all others lie below them; what all
+    logits of a row have in common is nothing to a softmax. Numbers of documents are two digits, lest bfloat16 rounds
+    them; what q has for them may be rounded.
+    """
+    if scale == 0:
+        raise ValueError(
+            "causal_attention: scale is 0, with which logits cannot tell documents apart; expected another"
+        )
+    number = first_tokens(documents).cumsum(1)[..., None, None] - 1
+    digits = torch.cat((number // _DIGIT * _DIGIT, number % _DIGIT), -1)
+    raised = F.pad((_RAISED * digits).to(k.dtype), (0, _WIDTHS - 2)).expand(*k.shape[:3], _WIDTHS)
+    asked = q.new_full((1,), _ASKED / scale).expand(*q.shape[:3], _WIDTHS)
+    return torch.cat((q, asked), -1), torch.cat((k, raised), -1)
