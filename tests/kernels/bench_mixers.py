@@ -24,7 +24,7 @@ DELTA_SIZES = (
     (32, 2048, 8, 32), (16, 2048, 8, 64), (8, 2048, 8, 128), (1, 32_768, 8, 128), (16, 2048, 8, 128), (8, 2048, 4, 256)
 )  # fmt: skip
 ATTENTION_SIZES = ((32, 2048, 8, 32), (16, 2048, 8, 64), (16, 2048, 8, 128), (1, 32_768, 8, 128))
-FORMS = ("none", "scalar", "diagonal", "bonus")
+FORMS = ("none", "scalar", "diagonal", "diagonal-bonus")
 
 
 def label(batch: int, length: int, heads: int, width: int) -> str:
@@ -35,26 +35,36 @@ def compiled(way: Way) -> Callable[[], Way]:
     return lambda: torch.compile(way, dynamic=False)
 
 
-def delta(batch: int, length: int, heads: int, width: int, *, gated: bool) -> Case:
+def delta(batch: int, length: int, heads: int, width: int, *, gated: bool = False, documents: bool = False) -> Case:
+    """`documents`: each row holds eight, without a gate."""
+
     def make(draw: Draw, batch: int) -> Operands:
         shape = (batch, length, heads)
         made = [*(draw.normal(*shape, width) for _ in range(3)), draw.uniform(*shape)]
+        if documents:
+            ends = draw.integers(length, batch, 7, 1)
+            made.append((torch.arange(length, device=draw.device) >= ends).sum(1, dtype=torch.int32))
         return (*made, *([-0.1 * draw.uniform(*shape, dtype=torch.float32)] if gated else []))
 
-    def ours(*operands: Tensor) -> Tensor:
-        return delta_rule(*operands, normalise=True)[0]
+    def options(rest: tuple[Tensor, ...]) -> dict[str, Any]:
+        return {"documents" if documents else "log_decay": x for x in rest} | {"normalise": True}
 
-    def plain(*operands: Tensor) -> Tensor:
-        return delta_chunked.delta_rule(*operands, normalise=True)[0]
+    def ours(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *rest: Tensor) -> Tensor:
+        return delta_rule(q, k, v, beta, **options(rest))[0]
 
-    def ungated(*operands: Tensor) -> Tensor:
+    def plain(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *rest: Tensor) -> Tensor:
+        return delta_chunked.delta_rule(q, k, v, beta, **options(rest))[0]
+
+    def alone(*operands: Tensor) -> Tensor:
         return ours(*operands[:4])
 
+    more = gated or documents
     return Case(
-        "gated_delta_rule" if gated else "delta_rule", label(batch, length, heads, width), make, ours, plain, batch,
-        rivals={FLA: _fla_delta, COMPILED: compiled(plain)}, own={"delta_rule": ungated} if gated else {},
+        f"{'gated_' * gated}delta_rule{'_documents' * documents}", label(batch, length, heads, width), make, ours,
+        plain, batch, rivals=({} if documents else {FLA: _fla_delta}) | {COMPILED: compiled(plain)},
+        own={"delta_rule": alone} if more else {},
         flops=6.0 * batch * length * heads * width**2,  # of the recurrence: decay aside, three products with the state
-        target=Target(1 / 1.15, "delta_rule") if gated else Target(2, FLA), sizes="delta_rule",
+        target=Target(1 / 1.15, "delta_rule") if more else Target(2, FLA), sizes="delta_rule",
     )  # fmt: skip
 
 
@@ -71,21 +81,25 @@ def _fla_delta() -> Way:
 
 
 def attention(form: str, batch: int, length: int, heads: int, width: int) -> Case:
-    """`form`: none, scalar (one decay a head), diagonal (one a channel), bonus (that, and the bonus)."""
+    """`form`: none, scalar (one decay a head), diagonal (one a channel), each with or without "-bonus"."""
 
     def make(draw: Draw, batch: int) -> Operands:
         shape = (batch, length, heads)
         made = [draw.normal(*shape, width) for _ in range(3)]
-        if form != "none":
-            axes = () if form == "scalar" else (width,)
+        if not form.startswith("none"):
+            axes = () if form.startswith("scalar") else (width,)
             made.append(-(draw.normal(*shape, *axes, dtype=torch.float32) - 3).exp().bfloat16())
-        return (*made, *([draw.normal(heads, width)] if form == "bonus" else []))
+        return (*made, *([draw.normal(heads, width)] if form.endswith("bonus") else []))
 
-    def ours(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, bonus: Tensor | None = None) -> Tensor:
-        return linear_attention(q, k, v, g, bonus=bonus)[0]
+    def options(rest: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        names = [*([] if form.startswith("none") else ["log_decay"]), *(["bonus"] if form.endswith("bonus") else [])]
+        return dict(zip(names, rest, strict=True))
 
-    def plain(q: Tensor, k: Tensor, v: Tensor, g: Tensor | None = None, bonus: Tensor | None = None) -> Tensor:
-        return attention_chunked.linear_attention(q, k, v, g, bonus=bonus)[0]
+    def ours(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+        return linear_attention(q, k, v, **options(rest))[0]
+
+    def plain(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor) -> Tensor:
+        return attention_chunked.linear_attention(q, k, v, **options(rest))[0]
 
     rivals: dict[str, Callable[[], Way]] = {FLA: partial(_fla_attention, form, fused=False)}
     if form in ("none", "scalar"):
@@ -98,7 +112,7 @@ def attention(form: str, batch: int, length: int, heads: int, width: int) -> Cas
 
 
 def _fla_attention(form: str, *, fused: bool) -> Way:
-    if form == "bonus":
+    if form == "diagonal-bonus":
         from fla.ops.rwkv6 import chunk_rwkv6
 
         return lambda q, k, v, g, bonus: chunk_rwkv6(q, k, v, g, bonus)[0]
@@ -177,6 +191,7 @@ def cases() -> list[Case]:
     return [
         *(delta(*size, gated=False) for size in DELTA_SIZES),
         *(delta(*size, gated=True) for size in DELTA_SIZES),
+        *(delta(*size, documents=True) for size in DELTA_SIZES),
         *(attention(form, *size) for form in FORMS for size in ATTENTION_SIZES),
         ttt(16, 2048, 8, 64),
         layer(8, 2048, 1024, 8),

@@ -1,9 +1,10 @@
-"""Compiles Triton kernels for a GPU that need not be there, in the sizes that the table has for it, and prints what
+"""Compiles the Triton kernels for a GPU that need not be there, in the sizes that the table has for it, and prints what
 they use.
 
-    python -m tests.kernels.compile_kernels delta_rule|linear_attention [--type bfloat16] [--capability 90] [WIDTHS ...]
+    python -m tests.kernels.compile_kernels [OPERATION|all] [WIDTHS ...] [--type bfloat16] [--capability 90]
 
-Bytes of shared memory, registers and bytes of spilled ones a thread, of each kernel.
+Bytes of shared memory, registers and bytes of spilled ones a thread, of each kernel of the shapes that bench.py checks
+and times, or of other widths (of heads, or channels). The exit code is 1 where one does not compile or fit.
 """
 
 from __future__ import annotations
@@ -14,50 +15,46 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
-from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped, import-not-found, unused-ignore]
-from triton.compiler import ASTSource  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from kernels import configurations
-from kernels.delta_rule.triton import delta_rule
-from kernels.linear_attention.triton import linear_attention
+from tests.kernels import bench_channels, bench_mixers
+from tests.kernels.absent_gpu import Launch, absent_gpu, compiled
+from tests.kernels.bench import all_cases
+from tests.kernels.bench_case import Case, Draw, first_line, results
 
-FORMS = {
-    "delta_rule": ["none", "scalar", "documents"],
-    "linear_attention": ["none", "scalar", "scalar-bonus", "diagonal", "diagonal-bonus"],
-}
-# What a block may have, by compute capability.
+# Shared memory that a block may have, by compute capability.
 MOST_SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
-TYPES = {
-    torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32", torch.int32: "*i32"
-}  # fmt: skip
-OVER = "more shared memory than there is, by"
-OPTIONS = ("num_warps", "num_stages", "maxnreg")
-Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 
-def report(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], capability: int = 90) -> str:
-    given = dict(zip(kernel.arg_names, arguments, strict=False)) | options
-    signature, constants, aligned = {}, {}, {}
-    for index, parameter in enumerate(kernel.params):
-        value = given[parameter.name]
-        one = isinstance(value, int) and value == 1 and not parameter.do_not_specialize
-        if parameter.is_constexpr or value is None or one:
-            signature[parameter.name], constants[parameter.name] = "constexpr", value
-            continue
-        kind = TYPES[value.dtype] if isinstance(value, Tensor) else "fp32" if isinstance(value, float) else "i32"
-        signature[parameter.name] = kind
-        if not isinstance(value, float) and not parameter.do_not_specialize and (kind[0] == "*" or value % 16 == 0):
-            aligned[(index,)] = [["tt.divisibility", 16]]
-    source = ASTSource(kernel, signature, constants, aligned)
-    chosen = {name: options[name] for name in OPTIONS if options.get(name) is not None}
-    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=chosen)
+@dataclass(frozen=True)
+class Use:
+    """What a kernel takes: bytes of shared memory of a block, and beyond what there is; registers and bytes of spilled
+    ones of a thread."""
+
+    kernel: str
+    warps: int
+    shared: int
+    over: int
+    registers: int
+    spilled: int
+
+    def __str__(self) -> str:
+        over = f", {self.over} MORE THAN THERE IS" if self.over else ""
+        return (
+            f"{self.kernel:19} {self.warps} warps, shared {self.shared:6}, registers {self.registers:>3}, "
+            f"spilled {self.spilled:>4}{over}"
+        )
+
+
+def use(launch: Launch, capability: int) -> Use:
+    """Compiles a kernel. What cannot be compiled raises what Triton raises."""
+    built = compiled(launch, capability)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
@@ -66,58 +63,68 @@ def report(kernel: Any, arguments: tuple[Any, ...], options: dict[str, Any], cap
         usage = subprocess.run(words, capture_output=True, text=True, check=True)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage.stdout + usage.stderr)
     assert found is not None
-    over = max(0, built.metadata.shared - MOST_SHARED[capability])
-    warps = chosen.get("num_warps", 4)
-    used = f"{warps} warps, shared {built.metadata.shared:6}, registers {found[1]:>3}, spilled {found[2]:>4}"
-    return used + f", {OVER} {over}" * (over > 0)
+    shared = built.metadata.shared
+    over = max(0, shared - MOST_SHARED[capability])
+    return Use(launch[0].__name__, built.metadata.num_warps, shared, over, int(found[1]), int(found[2]))
 
 
-def launches(operation: str, dtype: torch.dtype, width: int, form: str, capability: int = 90) -> list[Launch]:
-    """Kernel, arguments and options of each launch of a forward and backward pass, none of which happens."""
-    found = []
+def launches(case: Case, capability: int = 90, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
+    """Of a forward and backward pass, none of which happens; `dtype` in place of bfloat16."""
 
-    def record(kernel: Any, *arguments: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        found.append((kernel, arguments, options))
+    def lowered(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.dtype == torch.bfloat16 else x
 
-    def draw(*axes: int) -> Tensor:
-        return torch.zeros(axes, dtype=dtype, requires_grad=True)
-
-    operands = {name: draw(2, 80, 4, width) for name in "qkv"}
-    if operation == "delta_rule":
-        operands["beta"] = draw(2, 80, 4)
-    if form.startswith(("scalar", "diagonal")):
-        operands["log_decay"] = draw(2, 80, 4, *([width] if form.startswith("diagonal") else []))
-    if form.endswith("bonus"):
-        operands["bonus"] = draw(4, width)
-    with (
-        patch.object(triton.JITFunction, "run", record),
-        patch.object(configurations, "device_class", lambda device: f"sm_{capability}"),
-    ):
-        if operation == "delta_rule":
-            documents = torch.zeros(2, 80, dtype=torch.int32) if form == "documents" else None
-            rest = {
-                "log_decay": None, "documents": documents, "initial_state": None, "scale": 1.0, "normalise": True
-            }  # fmt: skip
-            out = delta_rule(**rest | operands)[0]
-        else:
-            out = linear_attention(**operands)[0]
-        torch.autograd.grad(out.sum(), list(operands.values()))
-    return found
+    operands = tuple(
+        lowered(x.detach()).requires_grad_(x.requires_grad) for x in case.operands(Draw("meta", None), case.batch)
+    )
+    with absent_gpu(capability) as noted:
+        results(case.ours, operands)
+    return noted
 
 
-def main(words: Sequence[str] | None = None) -> None:
+def cases(operation: str, widths: Sequence[int]) -> list[Case]:
+    """Of an operation of the table, or all: those of the benchmark, or small ones of other widths."""
+    if not widths:
+        return [case for case in all_cases() if operation in ("all", case.sizes) and case.sizes is not None]
+    heads = (2, 2048, 4)
+    made = [case for width in widths for case in (
+        bench_mixers.delta(*heads, width),
+        *(bench_mixers.delta(*heads, width, gated=gated, documents=not gated) for gated in (True, False)),
+        *(
+            bench_mixers.attention(f"{decay}{bonus}", *heads, width)
+            for decay in ("none", "scalar", "diagonal") for bonus in ("", "-bonus")
+        ),
+        *(bench_channels.head(1, 300, width, likelihood=likelihood) for likelihood in (False, True)),
+        *(bench_channels.convolution(2, 2048, width, taps) for taps in (4, 30)),
+        *(bench_channels.scan(2, 2048, width, constant=constant) for constant in (False, True)),
+        *(bench_channels.norm(2048, width, gated=gated) for gated in (False, True)),
+        bench_channels.gates(2048, width),
+    )]  # fmt: skip
+    return [case for case in made if operation in ("all", case.sizes)]
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    operations = list(dict.fromkeys(case.sizes for case in all_cases() if case.sizes is not None))
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("operation", choices=list(FORMS))
-    parser.add_argument("widths", nargs="*", type=int, default=[16, 32, 64, 128])
+    parser.add_argument("operation", nargs="?", default="all", choices=["all", *operations])
+    parser.add_argument("widths", nargs="*", type=int)
     parser.add_argument("--type", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--capability", type=int, default=90, choices=list(MOST_SHARED))
     options = parser.parse_args(words)
-    for width in options.widths:
-        for form in FORMS[options.operation]:
-            for launch in launches(options.operation, getattr(torch, options.type), width, form, options.capability):
-                used = report(*launch, options.capability)
-                print(f"{width:4} {form:15} {launch[0].__name__:18} {used}", flush=True)
+    seen, bad = set[Any](), 0
+    print(f"Triton {triton.__version__}, compute capability {options.capability}, {options.type}", flush=True)
+    for case in cases(options.operation, options.widths):
+        for launch in launches(case, options.capability, getattr(torch, options.type)):
+            try:
+                found: Use | str = use(launch, options.capability)
+                bad += isinstance(found, Use) and found.over > 0
+            except Exception as failure:
+                found, bad = f"{launch[0].__name__:19} {first_line(failure)}", bad + 1
+            if (line := (case.operation, found)) not in seen:
+                print(f"{case.name:55} {found}", flush=True)
+            seen.add(line)
+    return int(bad > 0)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

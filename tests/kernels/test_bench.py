@@ -23,7 +23,10 @@ from tests.kernels.bench_rivals import Rivals
 from tests.kernels.conftest import CALLS
 
 SMALL = [
-    *(delta(2, 40, 2, 8, gated=gated) for gated in (False, True)),
+    *(
+        delta(2, 40, 2, 8, gated=gated, documents=documents)
+        for gated, documents in ((False, False), (True, False), (False, True))
+    ),
     *(attention(form, 2, 40, 2, 8) for form in FORMS),
     ttt(2, 40, 2, 8),
     layer(2, 40, 64, 2),

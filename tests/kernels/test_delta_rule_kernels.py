@@ -234,10 +234,10 @@ def test_compiles_and_fits(capability: int, tmp_path: Path, monkeypatch: pytest.
     """The interpreter accepts more than the compiler does, and has memory for all; at this width other devices need
     smaller sizes than Hopper."""
     pytest.importorskip("triton")
-    from tests.kernels.compile_kernels import OVER, launches, report
+    from tests.kernels.bench_mixers import delta
+    from tests.kernels.compile_kernels import launches, use
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    made = launches("delta_rule", torch.bfloat16, 128, "scalar", capability)
-    reports = [report(*launch, capability) for launch in made]
-    assert len(reports) == 6
-    assert not any(OVER in used for used in reports)
+    uses = [use(launch, capability) for launch in launches(delta(1, 80, 4, 128, gated=True), capability)]
+    assert len(uses) == 6
+    assert not any(one.over for one in uses)

@@ -234,9 +234,10 @@ def test_by_the_interpreter() -> None:
 def test_compiles_for_hopper(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter accepts more than the compiler does."""
     pytest.importorskip("triton")
-    from tests.kernels.compile_kernels import OVER, launches, report
+    from tests.kernels.bench_mixers import attention
+    from tests.kernels.compile_kernels import launches, use
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    reports = [report(*launch) for launch in launches("linear_attention", torch.bfloat16, 32, form)]
-    assert len(reports) == 7
-    assert not any(OVER in used for used in reports)
+    uses = [use(launch, 90) for launch in launches(attention(form, 1, 80, 4, 32))]
+    assert len(uses) == 7
+    assert not any(one.over for one in uses)

@@ -1,0 +1,92 @@
+"""A GPU that is not there: operations run as on one, on tensors without contents; what they launch is noted, and can be
+compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from triton.backends.compiler import GPUTarget  # type: ignore[import-untyped, import-not-found, unused-ignore]
+from triton.runtime import driver  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+import kernels.delta_rule.triton
+import kernels.linear_attention.triton  # noqa: F401 (their operators have to be there)
+from kernels import configurations
+from kernels.delta_rule import operation as delta_operation
+from kernels.linear_attention import operation as attention_operation
+from kernels.linear_scan import operation as scan_operation
+from kernels.short_convolution import operation as convolution_operation
+
+Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]  # kernel, arguments, and those by keyword
+
+
+class Pointer:
+    """What Triton asks of a tensor: its type, and where it begins, from an address that is a multiple of 16."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.dtype = tensor.dtype
+        self._offset = tensor.storage_offset() * tensor.itemsize
+
+    def data_ptr(self) -> int:
+        return self._offset
+
+
+@contextmanager
+def absent_gpu(capability: int) -> Iterator[list[Launch]]:
+    """Tensors on the device "meta" are on a GPU of this compute capability (90 for Hopper), which uses kernels too that
+    have not run on one yet. Gives the list of launches."""
+    noted: list[Launch] = []
+
+    def note(kernel: Any, *arguments: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
+        assert all(0 < size < most for size, most in zip(grid, (2**31, 2**16, 2**16), strict=False)), grid
+        noted.append((kernel, tuple(Pointer(x) if isinstance(x, Tensor) else x for x in arguments), options))
+
+    with ExitStack() as stack:
+        for place, name, value in (
+            (triton.JITFunction, "run", note),
+            (configurations, "device_class", lambda device: f"sm_{capability}"),
+            (delta_operation, "_shared_bytes", lambda device: 2**18),
+            (attention_operation, "_VERIFIED", True),
+            (scan_operation, "VERIFIED_ON_GPU", True),
+            (convolution_operation, "WIDE_VERIFIED_ON_GPU", True),
+            (torch.cuda, "device", nullcontext),
+            (torch.cuda, "device_of", nullcontext),
+        ):
+            stack.enter_context(patch.object(place, name, value))
+        stack.enter_context(patch.object(Tensor, "is_cuda", property(lambda tensor: tensor.is_meta), create=True))
+        # Without contents an operator gives what its stand-in gives: here that is the operator itself.
+        for name, operator in OPDEFS.items():
+            if name.startswith(("kernels::", "asiarch_kernels::")):
+                stack.enter_context(patch.object(operator, "_abstract_fn", operator._init_fn))
+        yield noted
+
+
+def compiled(launch: Launch, capability: int) -> Any:
+    """What Triton would launch there."""
+    kernel, arguments, options = launch
+    active = driver.__class__()
+    active.set_active(_Driver(capability))
+    with patch.object(triton.runtime.jit, "driver", active):
+        return kernel.run(*arguments, grid=(1,), warmup=True, **options)
+
+
+class _Driver:
+    """What compiling asks of a device."""
+
+    def __init__(self, capability: int) -> None:
+        self.capability = capability
+
+    def get_current_device(self) -> str:
+        return f"sm_{self.capability}"  # which Triton's caches have kernels by
+
+    def get_current_stream(self, device: str) -> int:
+        return 0
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", self.capability, 32)

@@ -1,0 +1,66 @@
+"""Kernels compiled without a GPU. Those of the mixers, the scan and the convolutions: in the files of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+
+from tests.kernels import compile_kernels
+from tests.kernels.absent_gpu import Launch
+from tests.kernels.bench import all_cases
+from tests.kernels.bench_case import Case
+from tests.kernels.bench_channels import gates, head, norm
+from tests.kernels.bench_mixers import delta
+from tests.kernels.compile_kernels import Use, launches, main, use
+
+
+def test_every_case_of_the_benchmark_reaches_its_kernels() -> None:
+    """At its full size; what it launches there is what a GPU would be given."""
+    for case in all_cases():
+        assert bool(launches(case)) == (case.operation not in ("ttt_linear", "long_convolution")), case.name
+
+
+def test_long_sequences_are_scanned_in_segments() -> None:
+    kernels = [[kernel.__name__ for kernel, _, _ in launches(delta(1, length, 8, 128, gated=False))]
+               for length in (2048, 32_768)]  # fmt: skip
+    assert [names.count("states") for names in kernels] == [2, 4]
+    assert [names.count("links") for names in kernels] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    ("case", "kernels"),
+    [(head(1, 65, 128), 4), (head(1, 65, 1024), 4), (norm(33, 100, gated=True), 2), (gates(20, 100), 2)],
+    ids=lambda value: value.name if isinstance(value, Case) else "",
+)
+def test_compiles_for_hopper(case: Case, kernels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    uses = [use(launch, 90) for launch in launches(case)]
+    assert len(uses) == kernels
+    assert all(one.registers > 0 and not one.over for one in uses)
+
+
+def test_what_does_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads of 256 in bfloat16 do not fit compute capability 8.6, as their README says."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    made = launches(delta(1, 80, 4, 256, gated=False), 86)
+    states = use(next(launch for launch in made if launch[0].__name__ == "states"), 86)
+    assert states.over == 147_456 - 101_376
+    assert str(states).endswith("46080 MORE THAN THERE IS")
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert main(["swiglu", "96", "--type", "float16"]) == 0
+    heading, *lines = capsys.readouterr().out.splitlines()
+    assert heading.endswith("compute capability 90, float16")
+    assert [line.split()[4] for line in lines] == ["forward_kernel", "backward_kernel"]
+
+    def refuse(launch: Launch, capability: int) -> Use:
+        raise RuntimeError("no such layout\nand more")
+
+    monkeypatch.setattr(compile_kernels, "use", refuse)
+    assert main(["swiglu", "96"]) == 1
+    assert "forward_kernel      RuntimeError no such layout" in capsys.readouterr().out
