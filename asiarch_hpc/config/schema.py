@@ -76,6 +76,7 @@ class ScaleConfig:
     attention: bool = True  # whether cost may grow with the square of the length
     ffn_multiple: float = 8 / 3  # SwiGLU width of layer programs, in units of dim
     tie_embeddings: bool = False
+    documents_apart: bool = True  # designs that ask are told where a row's documents begin; false: as published
     embedding_std: float = 1.0  # of a new embedding; 0.02, common at large scale, learns slowly in few steps
     memory_share: float = 0.9  # of a GPU's free memory, that a training may take
     memory_margin: float = 0.1  # by which a row may take more memory than measured on passes of one and two rows
@@ -228,6 +229,8 @@ class GateConfig:
     probe_vocab: int = 512  # of the models that are only compared with themselves
     confirmations: int = 8  # of what looks like a leak
     gradient_tolerance: float = 2e-5  # of later tokens' gradient beside the largest; see gate/checks/gradients.py
+    document_length: float = 16.0  # mean tokens of a document in probes of designs that ask for documents
+    document_rows: int = 12  # positions probed with documents in the row, in each mode
     prefix_lengths: list[int] = field(default_factory=lambda: [1, 17, 33, 64, 65, 100, 129])
     drift_calls: int = 16  # in eval mode, after which a model must answer as a fresh one does
     drift_tolerance: float = 1e-5  # of the output's scale; passes of one shape round alike

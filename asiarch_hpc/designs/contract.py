@@ -2,7 +2,7 @@
 
 A layer program is the published form (ASI-Arch, arXiv 2507.18074): one file with `class DeltaNet(nn.Module)`, a
 token mixer with sixteen keywords. A composed unit tree (Genesys, arXiv 2506.20249) is one file with `class Block`,
-a whole block. `build_block` gives both the same face: `forward(x) -> (y, auxiliary loss or None)`.
+a whole block. `build_block` gives both the same face: `forward(x, documents) -> (y, auxiliary loss or None)`.
 
 This module runs the design's code. Untrusted designs are built inside the gate's sandbox, never in a process
 that must survive.
@@ -40,7 +40,8 @@ PROGRAM_KEYWORDS = (
 PROGRAM_INPUTS = ("hidden_states", "attention_mask", "past_key_values", "use_cache", "output_attentions")
 TREE_KEYWORDS = ("dim", "heads", "layer_idx")
 AUXILIARY_LOSS = "auxiliary_loss"
-# What a design may ask for beside the hidden states: [batch, length] int, which of the row's documents a token is of.
+# What a design may ask for beside the hidden states: [batch, length] int32, which of its row's documents a token is of.
+# A document is a run of equal ones; -1 is padding at the end. Without them a row is one document.
 DOCUMENTS = "documents"
 
 _compile_lock = threading.RLock()
@@ -114,8 +115,9 @@ def build_block(
 ) -> nn.Module:
     """One block of the backbone: `forward(x [batch, length, dim]) -> (y of the same shape, loss or None)`.
 
-    Its second argument, which documents the tokens are of (see DOCUMENTS), reaches designs that ask for it: a layer
-    program by a parameter of that name of its forward, a unit tree by the key of that name in Z.
+    Its second argument, which documents the tokens are of (see DOCUMENTS), reaches designs that ask for it, which
+    `asks` of the block says: a layer program by a parameter of that name of its forward (**kwargs ask for nothing), a
+    unit tree by the key of that name in Z.
     A layer program gets norm and residual around it, and behind it a SwiGLU feed-forward of width
     `ffn_multiple * dim`, rounded to a multiple of 8. A unit tree is a whole block, `ffn_multiple` does not touch
     it. Parameters are drawn from torch's global generator on torch's default device. `device` and `compiled` are
@@ -130,7 +132,7 @@ def build_block(
     label = f"design {identity}"
     if form == "tree":
         block = _construct(cls, label, compiled, dim=dim, heads=heads, layer_idx=layer_idx)
-        return _TreeBlock(block, label, asks=f'"{DOCUMENTS}"' in source)
+        return _TreeBlock(block, label, asks=_reads_documents(source))
     mixer = _construct(cls, label, compiled, hidden_size=dim, num_heads=heads, layer_idx=layer_idx)
     return _ProgramBlock(mixer, label, dim=dim, ffn_width=max(8, round(ffn_multiple * dim / 8) * 8))
 
@@ -195,6 +197,20 @@ class _SwiGLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return cast(Tensor, self.down(F.silu(self.gate(x)) * self.up(x)))
+
+
+@lru_cache(maxsize=64)
+def _reads_documents(source: str) -> bool:
+    """Whether a unit tree looks for documents in Z: by their key, or by a parameter of a forward that takes Z apart."""
+    return any(
+        (isinstance(node, ast.Constant) and node.value == DOCUMENTS)
+        or (
+            isinstance(node, ast.FunctionDef)
+            and node.name in ("forward", "_forward")
+            and DOCUMENTS in [argument.arg for argument in (*node.args.args, *node.args.kwonlyargs)]
+        )
+        for node in ast.walk(parse(source))
+    )
 
 
 def _is_tree_block(node: ast.ClassDef) -> bool:

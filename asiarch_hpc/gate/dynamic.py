@@ -16,6 +16,7 @@ from asiarch_hpc.gate.checks.complexity import examine_complexity
 from asiarch_hpc.gate.checks.construction import construct
 from asiarch_hpc.gate.checks.decoding import examine_decoding
 from asiarch_hpc.gate.checks.determinism import examine_determinism
+from asiarch_hpc.gate.checks.documents import examine_documents
 from asiarch_hpc.gate.checks.gradients import examine_gradients
 from asiarch_hpc.gate.checks.integrity import Integrity
 from asiarch_hpc.gate.checks.isolation import examine_isolation
@@ -37,6 +38,7 @@ CHECKS: tuple[tuple[str, Check], ...] = (
     ("gradients", examine_gradients),
     ("prefixes", examine_prefixes),
     ("isolation", examine_isolation),
+    ("documents", examine_documents),
     ("decoding", examine_decoding),
     ("learning", examine_learning),
 )

@@ -130,6 +130,7 @@ class TrialRecord:
     ranks: int = 1  # processes that trained together
     engine: str = "torch"  # or deepspeed
     network: bool = False  # whether the design's code could reach the network while it trained
+    documents_given: bool = False  # whether the design asked which documents tokens are of, and was told
     schema_version: int = SCHEMA_VERSION
 
 

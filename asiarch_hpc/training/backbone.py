@@ -68,17 +68,23 @@ class LanguageModel(nn.Module):
         if tie_embeddings:
             self.head.weight = self.embedding.weight
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    @property
+    def asks_for_documents(self) -> bool:
+        """Whether the design looks at `documents`."""
+        return any(bool(block.asks) for block in self.blocks)
+
+    def forward(self, ids: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         """Next-token logits.
 
         Args:
             ids: [batch, length] int64.
+            documents: [batch, length] int32, see `hidden`.
 
         Returns:
             logits [batch, length, vocab] and the sum of the blocks' auxiliary losses (scalar), None if no
             block has one.
         """
-        hidden, auxiliary = self.hidden(ids)
+        hidden, auxiliary = self.hidden(ids, documents)
         return self.head(self.normed(hidden))[..., : self.vocab], auxiliary
 
     def hidden(self, ids: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

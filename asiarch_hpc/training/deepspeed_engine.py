@@ -38,8 +38,8 @@ class DeepSpeedEngine:
 
     Args:
         model: on the CPU in fp32, equal in all processes; moved to this process's device in place.
-        scale: optimiser settings, `device`, `precision` and `zero_stage`. Stage 0 keeps everything on each device,
-            1 shares out the optimiser's state, 2 the summed gradients as well.
+        scale: optimiser settings, `device`, `precision`, `documents_apart` and `zero_stage`. Stage 0 keeps everything
+            on each device, 1 shares out the optimiser's state, 2 the summed gradients as well.
         world: the processes, connected.
         seed: of dropout and the like, which also depends on the step and the rank.
 
@@ -78,6 +78,11 @@ class DeepSpeedEngine:
     def compiled(self) -> bool:
         """Whether the blocks run compiled."""
         return self._objective.compiled
+
+    @property
+    def gives_documents(self) -> bool:
+        """Whether the design is told which documents tokens are of."""
+        return self._objective.gives_documents
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         if self._engine is None:

@@ -81,6 +81,11 @@ class Engine(Protocol):
         """Whether the blocks run compiled."""
         ...
 
+    @property
+    def gives_documents(self) -> bool:
+        """Whether the design is told which documents tokens are of: it asks, and the scale allows it."""
+        ...
+
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         """One optimiser step, perhaps only launched yet. Weights stay when loss or gradient are not finite."""
         ...
@@ -99,7 +104,7 @@ class TorchEngine:
 
     Args:
         model: on the CPU in fp32; moved to the device in place.
-        scale: optimiser settings, `device` and `precision`.
+        scale: optimiser settings, `device`, `precision` and `documents_apart`.
 
     Raises:
         ConfigError: the device or precision asked for does not exist here.
@@ -125,6 +130,11 @@ class TorchEngine:
     def compiled(self) -> bool:
         """Whether the blocks run compiled."""
         return self._objective.compiled
+
+    @property
+    def gives_documents(self) -> bool:
+        """Whether the design is told which documents tokens are of."""
+        return self._objective.gives_documents
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         try:

@@ -45,7 +45,8 @@ class TrainOutcome:
 
     `final_loss` is the mean of the last ten steps. `weights_path` and `weights_sha256` are set when finished.
     `resumed` counts how often the training was continued from a checkpoint. `micro_batch` is the rows of one pass,
-    `compiled` whether the blocks ran compiled, `ranks` the processes, `engine` which one made the last part's steps.
+    `compiled` whether the blocks ran compiled, `ranks` the processes, `engine` which one made the last part's steps,
+    `documents_given` whether the design asked which documents tokens are of, and was told.
     """
 
     status: Literal["finished", "interrupted"]
@@ -65,6 +66,7 @@ class TrainOutcome:
     compiled: bool
     ranks: int
     engine: str
+    documents_given: bool
 
 
 @dataclass
@@ -144,11 +146,7 @@ def train(
         run = _Run(
             engine=engine,
             batches=Batches(
-                corpus.train,
-                length=scale.length,
-                batch_size=scale.batch_size,
-                seed=seed,
-                padding=corpus.tokenizer.eos,
+                corpus.train, length=scale.length, batch_size=scale.batch_size, seed=seed, padding=corpus.tokenizer.eos
             ),
             scale=scale,
             identity=_identity(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed),
@@ -187,6 +185,7 @@ def train(
         compiled=run.engine.compiled,
         ranks=world.size,
         engine=engine_name,
+        documents_given=run.engine.gives_documents,
     )
 
 

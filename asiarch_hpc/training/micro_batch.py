@@ -20,6 +20,7 @@ from asiarch_hpc.training.monitor import TrainingStoppedError
 from asiarch_hpc.training.objective import Objective
 
 _MOMENT_BYTES = 2 * 4  # AdamW's two moments of one parameter, in fp32
+_DOCUMENTS = 8  # in each row of a pass that is measured
 
 
 def find_micro_batch(measure: Callable[[int], float], *, rows: int, budget_bytes: float, margin: float) -> int:
@@ -120,11 +121,14 @@ def fitting_rows(
 
 
 def _trial_pass(objective: Objective, *, length: int, vocab: int, device: torch.device) -> Callable[[int], None]:
-    """What `fit_micro_batch` measures: forward and backward pass of full rows, of all token ids in turn."""
+    """What `fit_micro_batch` measures: forward and backward pass of full rows of several documents, of all token ids in
+    turn."""
+    number = (torch.arange(length, device=device) * _DOCUMENTS // length).int()
 
     def run_pass(rows: int) -> None:
         ids = (torch.arange(rows * length, device=device) % vocab).view(rows, length)
-        loss, _ = objective.loss(ids, ids, tokens=rows * length, share=1.0)
+        documents = number.expand(rows, length).contiguous()
+        loss, _ = objective.loss(ids, ids, tokens=rows * length, share=1.0, documents=documents)
         loss.backward()  # type: ignore[no-untyped-call]
 
     return run_pass

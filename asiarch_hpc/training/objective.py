@@ -22,12 +22,13 @@ class Objective:
 
     Args:
         model: on `device` already, in fp32.
-        scale: `precision` and `compile`.
+        scale: `precision`, `compile` and `documents_apart`.
         device: where the model is.
 
     Attributes:
         precision: `fp32` or `bf16`.
         compiled: whether the blocks are compiled.
+        gives_documents: whether the design is told which documents tokens are of.
 
     Raises:
         ConfigError: unknown or impossible precision, unknown `compile`.
@@ -41,6 +42,7 @@ class Objective:
             raise ConfigError(f"scale.compile={scale.compile!r}: auto, on or off was expected")
         self._compile = scale.compile == "on" or (scale.compile == "auto" and device.type == "cuda")
         self.compiled = False
+        self.gives_documents = scale.documents_apart and model.asks_for_documents
 
     def compile(self) -> None:
         """Lets the next passes compile the blocks, where the scale says so; to be called before the first step."""
@@ -60,14 +62,14 @@ class Objective:
             targets: [rows, length] int64, `IGNORED` where nothing is predicted.
             tokens: real predictions of the whole step, over all micro-batches.
             share: rows of this micro-batch over rows of the step; weighs the auxiliary losses.
-            documents: [rows, length] int32, see `LanguageModel.hidden`.
+            documents: [rows, length] int32, see `LanguageModel.hidden`; kept from the design where the scale says so.
 
         Returns:
             Scalars in fp32: cross-entropy in nats over `tokens`, plus auxiliary losses, to go backward from; and the
             former alone, without gradient. Both add up over the micro-batches of a step.
         """
         with self._autocast():
-            hidden, auxiliary = self._model.hidden(inputs, documents)
+            hidden, auxiliary = self._model.hidden(inputs, documents if self.gives_documents else None)
             sum_of_nats = linear_cross_entropy(
                 self._model.normed(hidden).flatten(0, 1),
                 self._model.head.weight,

@@ -30,18 +30,22 @@ CONFIG = GateConfig(
 
 
 class ToyModel(nn.Module):
-    """Embedding, blocks, LayerNorm, head; a block is `(X [batch, length, dim], **Z) -> (X, Z)`."""
+    """Embedding, blocks, LayerNorm, head; a block is `(X [batch, length, dim], **Z) -> (X, Z)`, with documents in Z where
+    it asks for them."""
 
-    def __init__(self, block: Callable[..., nn.Module], dim: int, depth: int, vocab: int = VOCAB) -> None:
+    def __init__(
+        self, block: Callable[..., nn.Module], dim: int, depth: int, vocab: int = VOCAB, *, asks: bool = False
+    ) -> None:
         super().__init__()
+        self.asks_for_documents = asks
         self.embedding = nn.Embedding(vocab, dim)
         self.blocks = nn.ModuleList(block(dim, 2, layer_idx=layer) for layer in range(depth))
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, vocab, bias=False)
 
-    def forward(self, ids: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(self, ids: Tensor, documents: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
         x = self.embedding(ids)
-        z: dict[str, Any] = {}
+        z: dict[str, Any] = {} if documents is None else {"documents": documents}
         for block in self.blocks:
             x, z = block(x, **z)
         return self.head(self.norm(x)), z.get("auxiliary_loss")
@@ -102,7 +106,7 @@ def builder(source: str) -> Callable[[int, int, int], nn.Module]:
     def build(dim: int, depth: int, vocab: int) -> nn.Module:
         namespace: dict[str, Any] = {"__name__": "design"}
         exec(compile(source, "<design>", "exec"), namespace)
-        return ToyModel(namespace["Block"], dim, depth, vocab)
+        return ToyModel(namespace["Block"], dim, depth, vocab, asks="documents" in source)
 
     return build
 

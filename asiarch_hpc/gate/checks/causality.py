@@ -114,7 +114,7 @@ def _probe(specimen: Specimen, mode: Mode, length: int, positions: Sequence[int]
         if start == 0:
             again = specimen.logits(specimen.fresh(), ids, mode, seed=seed)
             random_change = largest(change_per_position(base, again, scale))
-        changed = _replace_after(ids, group, specimen.vocab, generator)
+        changed = replace_after(ids, group, specimen.vocab, generator)
         other = specimen.logits(specimen.fresh(), changed, mode, seed=seed)
         change = change_per_position(base, other, scale)
         suspects += [
@@ -131,7 +131,7 @@ def _confirm(specimen: Specimen, leak: _Leak, generator: torch.Generator) -> _Le
     In fp64 where the design works in it: rounding that it amplifies fades there, and a leak stays.
     """
     ids = specimen.ids(2, leak.length, generator)
-    changed = _replace_after(ids, [leak.after] * 2, specimen.vocab, generator)
+    changed = replace_after(ids, [leak.after] * 2, specimen.vocab, generator)
 
     def probe(dtype: torch.dtype) -> Tensor:
         """[2, length] changes."""
@@ -148,7 +148,7 @@ def _confirm(specimen: Specimen, leak: _Leak, generator: torch.Generator) -> _Le
     return _leak(specimen, leak.mode, leak.length, leak.after, change, leak.seed)
 
 
-def _replace_after(ids: Tensor, positions: Sequence[int], vocab: int, generator: torch.Generator) -> Tensor:
+def replace_after(ids: Tensor, positions: Sequence[int], vocab: int, generator: torch.Generator) -> Tensor:
     """A copy of [batch, length] ids in which each row's tokens after its position are other ones."""
     changed = ids.clone()
     for row, after in zip(changed, positions, strict=True):

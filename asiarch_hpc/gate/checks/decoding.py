@@ -36,7 +36,7 @@ def examine_decoding(specimen: Specimen) -> Iterator[Step]:
         decoded, failure = attempt(partial(_decode, layer, hidden[:, : prefill + steps], prefill))
         if decoded is None:
             text = f"cached decoding fails: {failure}" if failure else "cached decoding is not offered"
-            yield layer.ability(_CODE, _CLAIM, text, _HINT if layer.is_program else "", otherwise="property")
+            yield layer.specimen.ability(_CODE, _CLAIM, text, _HINT if layer.is_program else "", otherwise="property")
             return
         expected = whole[:, : decoded.shape[1]]
         changes.append(largest(change_per_position(expected, decoded, float(whole.std()))))
@@ -49,7 +49,9 @@ def examine_decoding(specimen: Specimen) -> Iterator[Step]:
             f"cached decoding differs from the full forward pass: {steps} steps after {_PREFILL} tokens by "
             f"{changes[0]:.2g}, after one token by {changes[1]:.2g} of the outputs' scale"
         )
-        yield layer.ability(_CODE, _CLAIM, text, _HINT, otherwise="property", measured=max(changes), limit=limit)
+        yield layer.specimen.ability(
+            _CODE, _CLAIM, text, _HINT, otherwise="property", measured=max(changes), limit=limit
+        )
 
 
 def _decode(layer: Layer, hidden: Tensor, prefill: int) -> Tensor | None:

@@ -98,7 +98,7 @@ def _examine_mask(layer: Layer) -> Iterator[Finding]:
     if not layer.offers("attention_mask"):
         if "padding" in layer.specimen.subject.claims:
             text = "forward takes no attention_mask"
-            yield layer.ability("isolation.mask", "padding", text, _MASK_HINT, otherwise="warn")
+            yield layer.specimen.ability("isolation.mask", "padding", text, _MASK_HINT, otherwise="warn")
         return
     faults: dict[str, list[str]] = {}
     worst = 0.0
@@ -110,7 +110,7 @@ def _examine_mask(layer: Layer) -> Iterator[Finding]:
     if faults:
         each = "; ".join(f"with {' or '.join(sides)} padding, {fault}" for fault, sides in faults.items())
         text, limit = f"given an attention_mask {each}", layer.specimen.tolerance
-        yield layer.ability(
+        yield layer.specimen.ability(
             "isolation.mask", "padding", text, _MASK_HINT, otherwise="warn", measured=worst, limit=limit
         )
 
@@ -149,7 +149,7 @@ def _examine_packing(layer: Layer) -> Iterator[Finding]:
     code, claim = "isolation.packing", "packing"
     if not layer.offers("cu_seqlens"):
         text = "packed documents are not offered: forward names no cu_seqlens"
-        yield layer.ability(code, claim, text, "", otherwise="property")
+        yield layer.specimen.ability(code, claim, text, "", otherwise="property")
         return
     hidden = layer.hidden(1, sum(_DOCUMENTS))
     documents = torch.split(hidden, _DOCUMENTS, dim=1)
@@ -160,14 +160,16 @@ def _examine_packing(layer: Layer) -> Iterator[Finding]:
     packed, failure = attempt(lambda: layer.output(hidden, cu_seqlens=offsets))
     if packed is None:
         text = f"the forward pass fails with cu_seqlens: {failure}"
-        yield layer.ability(code, claim, text, _PACKING_HINT, otherwise="property")
+        yield layer.specimen.ability(code, claim, text, _PACKING_HINT, otherwise="property")
         return
     change, limit = _largest_change(alone, torch.split(packed, _DOCUMENTS, dim=1)), layer.specimen.tolerance
     if change <= limit:
         yield finding(code, "property", "packed documents stay apart", "", measured=change, limit=limit)
     else:
         text = "a document packed by cu_seqlens gives other outputs than alone"
-        yield layer.ability(code, claim, text, _PACKING_HINT, otherwise="property", measured=change, limit=limit)
+        yield layer.specimen.ability(
+            code, claim, text, _PACKING_HINT, otherwise="property", measured=change, limit=limit
+        )
 
 
 def _largest_change(expected: Sequence[Tensor], found: Sequence[Tensor]) -> float:

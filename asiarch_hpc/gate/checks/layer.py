@@ -8,8 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from asiarch_hpc.gate.checks.subject import Specimen, finding, set_random_state
-from asiarch_hpc.records import Finding, Severity
+from asiarch_hpc.gate.checks.subject import Specimen, set_random_state
 
 _PROGRAM, _TREE = "DeltaNet", "Block"
 _PLAIN = {"attention_mask": None, "past_key_values": None, "use_cache": False, "output_attentions": False}
@@ -59,11 +58,3 @@ class Layer:
     def output(self, hidden: Tensor, **inputs: Any) -> Tensor:
         """The output of a layer that has never run."""
         return self.run(self.fresh(), hidden, **inputs)[0]
-
-    def ability(
-        self, code: str, claim: str, found: str, hint: str, *, otherwise: Severity, **numbers: float | None
-    ) -> Finding:
-        """A missing ability: rejected where the design claims it."""
-        claimed = claim in self.specimen.subject.claims
-        text = f"{found}, though CLAIMS names {claim}" if claimed else found
-        return finding(code, "reject" if claimed else otherwise, text, hint, **numbers)

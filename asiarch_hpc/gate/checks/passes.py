@@ -14,7 +14,10 @@ _PROBE_LENGTH = 33
 
 
 def examine_passes(specimen: Specimen) -> Iterator[Step]:
-    """Findings on dead parameters; what fails in several cases alike goes to `specimen.failures`."""
+    """Findings on dead parameters; what fails in several cases alike goes to `specimen.failures`.
+
+    Designs that ask for documents also have a pass with them in each precision, as in training.
+    """
     config, generator = specimen.config, specimen.generator()
     model = specimen.fresh()
     _examine_dtype(specimen, model)
@@ -33,12 +36,28 @@ def examine_passes(specimen: Specimen) -> Iterator[Step]:
                 if backward(specimen, model, rows, case, precision):
                     gradients.add(model)
                 model.zero_grad(set_to_none=True)
+        if specimen.asks_for_documents:
+            batch, length = batches[-1], specimen.subject.length
+            case = f"batch {batch}, length {length}, documents" + ("" if precision == "fp32" else f", {precision}")
+            yield f"forward and backward at {case}"
+            rows, documents = specimen.ids(batch, length + 1, generator), specimen.documents(batch, length, generator)
+            if backward(specimen, model, rows, case, precision, documents):
+                gradients.add(model)
+            model.zero_grad(set_to_none=True)
     yield from gradients.findings(specimen, model)
 
 
-def backward(specimen: Specimen, model: nn.Module, rows: Tensor, case: str, precision: Precision) -> bool:
-    """One forward and backward pass over [batch, length + 1] tokens; False after a failure, which is recorded."""
-    loss = training_loss(specimen, model, rows, case, precision)
+def backward(
+    specimen: Specimen,
+    model: nn.Module,
+    rows: Tensor,
+    case: str,
+    precision: Precision,
+    documents: Tensor | None = None,
+) -> bool:
+    """One forward and backward pass over [batch, length + 1] tokens, of `documents` [batch, length]; False after a
+    failure, which is recorded."""
+    loss = training_loss(specimen, model, rows, case, precision, documents)
     if loss is None:
         return False
     _, failure = attempt(loss.backward)
@@ -48,13 +67,18 @@ def backward(specimen: Specimen, model: nn.Module, rows: Tensor, case: str, prec
 
 
 def training_loss(
-    specimen: Specimen, model: nn.Module, rows: Tensor, case: str, precision: Precision | None = None
+    specimen: Specimen,
+    model: nn.Module,
+    rows: Tensor,
+    case: str,
+    precision: Precision | None = None,
+    documents: Tensor | None = None,
 ) -> Tensor | None:
     """Cross-entropy of the next token plus the auxiliary loss, in nats; None after a failure, which is recorded."""
     failures = specimen.failures
     rows = rows.to(specimen.device)
     with specimen.autocast(precision):
-        answer, failure = attempt(lambda: model(rows[:, :-1]))
+        answer, failure = attempt(lambda: model(rows[:, :-1], *specimen.beside(documents)))
     if failure:
         failures.add("forward.failed", case, failure)
         return None

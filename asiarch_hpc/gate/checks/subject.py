@@ -54,8 +54,9 @@ class Subject:
     """A design, as what builds it, and what it is held against.
 
     `build(dim, depth, vocab)` returns a module with `forward(ids [batch, length] int64) -> (logits [batch, length,
-    vocab], auxiliary loss or None)` and `non_embedding_parameters() -> int`. `size()` gives the (dim, depth) that
-    matches the baseline; `reference_size` serves where it finds none. `build_reference` builds the baseline, as
+    vocab], auxiliary loss or None)` and `non_embedding_parameters() -> int`; where the design asks for documents, its
+    `asks_for_documents` is true and forward takes them as well. `size()` gives the (dim, depth) that matches the
+    baseline; `reference_size` serves where it finds none. `build_reference` builds the baseline, as
     `build` does; None for the baseline itself. `text`: [rows, length + 1] token ids, the batch of each learning
     step. `precision` is the one that the scale trains in. `chunks` are sizes that the design's text names,
     `claims` the abilities that it claims; `attention` allows quadratic cost.
@@ -95,6 +96,11 @@ class Specimen:
         self._copied = False
 
     @property
+    def asks_for_documents(self) -> bool:
+        """Whether the design looks at which documents tokens are of."""
+        return bool(getattr(self.fresh(), "asks_for_documents", False))
+
+    @property
     def tolerance(self) -> float:
         """Largest change relative to the outputs' scale that rounding may cause."""
         return self.config.tolerance_bf16 if self.precision == "bf16" else self.config.tolerance
@@ -127,23 +133,40 @@ class Specimen:
         """[batch, length] int64 random tokens on the CPU."""
         return torch.randint(self.vocab, (batch, length), generator=generator)
 
+    def documents(self, batch: int, length: int, generator: torch.Generator) -> Tensor:
+        """[batch, length] int32 on the CPU, which documents the tokens of packed rows are of: counted from 0, of random
+        lengths, and in the last row padding, -1, at the end."""
+        begins = torch.rand((batch, length), generator=generator) < 1 / self.config.document_length
+        begins[:, 0] = False
+        documents = begins.int().cumsum(1, dtype=torch.int32)
+        documents[-1, length - length // 8 :] = -1
+        return documents
+
     def generator(self, offset: int = 0) -> torch.Generator:
         """A source of tokens and perturbations; equal offsets give equal ones."""
         return torch.Generator().manual_seed(self.subject.seed + offset)
 
-    def logits(self, model: nn.Module, ids: Tensor, mode: Mode, *, seed: int = 0) -> Tensor:
+    def logits(
+        self, model: nn.Module, ids: Tensor, mode: Mode, *, seed: int = 0, documents: Tensor | None = None
+    ) -> Tensor:
         """[batch, length, vocab] fp32 without gradients to the caller, computed from the same random state each
         time; in training mode with gradients recorded inside, as in training."""
         model.train(mode == "train")
         set_random_state(seed)
         with torch.set_grad_enabled(mode == "train"), self.autocast():
-            answer = model(ids.to(self.device))[0]
+            answer = model(ids.to(self.device), *self.beside(documents))[0]
         return torch.as_tensor(answer).detach().float()
 
-    def answer(self, model: nn.Module, ids: Tensor, mode: Mode, *, seed: int = 0) -> Tensor | None:
+    def beside(self, documents: Tensor | None) -> tuple[Tensor, ...]:
+        """What a model is given beside the ids."""
+        return () if documents is None else (documents.to(self.device),)
+
+    def answer(
+        self, model: nn.Module, ids: Tensor, mode: Mode, *, seed: int = 0, documents: Tensor | None = None
+    ) -> Tensor | None:
         """`logits`, or None where there are none for every token, or not finite ones: that failure is recorded."""
-        case = f"batch {ids.shape[0]}, length {ids.shape[1]}, {mode} mode"
-        logits, failure = attempt(lambda: self.logits(model, ids, mode, seed=seed))
+        case = f"batch {ids.shape[0]}, length {ids.shape[1]}, {mode} mode{', documents' * (documents is not None)}"
+        logits, failure = attempt(lambda: self.logits(model, ids, mode, seed=seed, documents=documents))
         if logits is None:
             self.failures.add("forward.failed", case, failure)
         elif logits.shape[:-1] != ids.shape:
@@ -163,6 +186,14 @@ class Specimen:
         else:
             with torch.autocast(self.device, dtype=torch.bfloat16):
                 yield
+
+    def ability(
+        self, code: str, claim: str, found: str, hint: str, *, otherwise: Severity, **numbers: float | None
+    ) -> Finding:
+        """A missing ability: rejected where the design claims it."""
+        claimed = claim in self.subject.claims
+        text = f"{found}, though CLAIMS names {claim}" if claimed else found
+        return finding(code, "reject" if claimed else otherwise, text, hint, **numbers)
 
     def _moved(self) -> nn.Module:
         model = self.build()
