@@ -30,8 +30,8 @@ CONFIG = GateConfig(
 
 
 class ToyModel(nn.Module):
-    """Embedding, blocks, LayerNorm, head; a block is `(X [batch, length, dim], **Z) -> (X, Z)`, with documents in Z where
-    it asks for them."""
+    """Embedding, blocks, LayerNorm, head; a block is `(X [batch, length, dim], **Z) -> (X, Z)`, with documents in Z
+    where it asks for them."""
 
     def __init__(
         self, block: Callable[..., nn.Module], dim: int, depth: int, vocab: int = VOCAB, *, asks: bool = False

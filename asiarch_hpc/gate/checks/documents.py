@@ -9,8 +9,9 @@ confirmed by changing the later documents alone, and the later tokens alone.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -51,14 +52,14 @@ def examine_documents(specimen: Specimen) -> Iterator[Step]:
     """At most one finding of each code: isolation.documents, isolation.batch, causality.documents."""
     code, claim = "isolation.documents", "documents"
     if not specimen.asks_for_documents:
-        text = "states cross the documents of a row: the design does not ask for documents"
+        text = "the design does not ask for documents: in a row, what it remembers goes on from one to the next"
         yield specimen.ability(code, claim, text, "", otherwise="property")
         return
     yield "documents of a row"
     for mode in ("train", "eval"):  # documents are given in training; random numbers hide there what evaluation shows
-        packed = _packed(specimen, mode)
-        if packed is not None:
-            yield from _compare_alone(specimen, mode, *packed)
+        packed = _Packed(specimen, mode)
+        if packed.whole is not None and (packed.change <= specimen.tolerance or not packed.draws()):
+            yield packed.finding()
             break
     leaks: list[_Leak] = []
     for mode in MODES:
@@ -68,68 +69,79 @@ def examine_documents(specimen: Specimen) -> Iterator[Step]:
         yield _leak_finding(leaks, specimen.tolerance)
 
 
-def _packed(specimen: Specimen, mode: Mode) -> tuple[Tensor, Tensor, Tensor] | None:
-    """(ids, documents, logits) of packed rows; None where random numbers are drawn, or after a failure, which is
-    recorded."""
-    numbers = [torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)) for sizes in _PACKED]
-    documents = torch.stack(numbers).int()
-    rows, length = documents.shape
-    ids = specimen.ids(rows, length, specimen.generator(length))
-    logits, again = (specimen.answer(specimen.fresh(), ids, mode, seed=n, documents=documents) for n in (0, 1))
-    if logits is None or again is None:
-        return None
-    drawn = not largest(change_per_position(logits, again, float(logits.std()))) <= specimen.tolerance
-    return None if drawn else (ids, documents, logits)
+class _Packed:
+    """Rows of several documents in one mode.
 
+    `whole`: their logits [rows, length, vocab], None after a failure, which is recorded. `change`: the largest by which
+    a document's differ from those of it alone, relative to their scale.
+    """
 
-def _compare_alone(specimen: Specimen, mode: Mode, ids: Tensor, documents: Tensor, packed: Tensor) -> Iterator[Finding]:
-    scale, limit = float(packed.std()), specimen.tolerance
-    change = 0.0
-    places: dict[int, list[tuple[int, slice]]] = {}  # by length
-    for row, sizes in enumerate(_PACKED):
-        for number, size in enumerate(sizes):
-            begin = sum(sizes[:number])
-            places.setdefault(size, []).append((row, slice(begin, begin + size)))
-    for of_length in places.values():
-        alone = specimen.answer(specimen.fresh(), torch.stack([ids[row, span] for row, span in of_length]), mode)
-        if alone is None:
-            return
-        expected = torch.stack([packed[row, span] for row, span in of_length])
-        change = max(change, largest(change_per_position(expected, alone, scale)))
-    code = "isolation.documents"
-    if change <= limit:
-        yield finding(code, "property", "documents of a row stay apart", "", measured=change, limit=limit)
-        return
-    between = _change_between_rows(specimen, mode, ids, documents, packed)
-    if not between <= limit:
-        yield reject(
-            "isolation.batch",
-            "given documents, a row's outputs depend on the other rows",
-            "Numbers of documents are those of their own row: where rows are joined, begin a document at each row.",
-            measured=between,
-            limit=limit,
+    def __init__(self, specimen: Specimen, mode: Mode) -> None:
+        self._specimen, self._mode = specimen, mode
+        numbers = [torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)) for sizes in _PACKED]
+        self._documents = torch.stack(numbers).int()
+        rows, length = self._documents.shape
+        self._ids = specimen.ids(rows, length, specimen.generator(length))
+        self.whole = self._answer(self._ids, self._documents)
+        self.change = 0.0 if self.whole is None else self._change_alone(self.whole)
+
+    def draws(self) -> bool:
+        """Whether random numbers are drawn: other ones in a pass of another shape."""
+        other = self._answer(self._ids, self._documents, seed=1)
+        return not self._change(self.whole, other) <= self._specimen.tolerance
+
+    def finding(self) -> Finding:
+        code, change, limit = "isolation.documents", self.change, self._specimen.tolerance
+        if change <= limit:
+            return finding(code, "property", "documents of a row stay apart", "", measured=change, limit=limit)
+        mixing = self._mixing(given=True)
+        if not mixing <= limit and self._mixing(given=False) <= limit:  # else it is reported elsewhere
+            return reject(
+                "isolation.batch",
+                "given documents, a row's outputs depend on the other rows",
+                "Documents are counted anew in each row: where rows are joined, begin one at each row.",
+                measured=mixing,
+                limit=limit,
+            )
+        text = "the design asks for documents, but one in a row of several gives other outputs than alone"
+        return self._specimen.ability(
+            code, "documents", text, _APART_HINT, otherwise="property", measured=change, limit=limit
         )
-        return
-    text = "the design asks for documents, but one in a row of several gives other outputs than alone"
-    yield specimen.ability(code, "documents", text, _APART_HINT, otherwise="property", measured=change, limit=limit)
 
+    def _change_alone(self, whole: Tensor) -> float:
+        places: dict[int, list[tuple[int, slice]]] = {}  # by length
+        for row, sizes in enumerate(_PACKED):
+            for size, end in zip(sizes, accumulate(sizes), strict=True):
+                places.setdefault(size, []).append((row, slice(end - size, end)))
+        change, scale = 0.0, float(whole.std())
+        for of_length in places.values():
+            expected, ids = (torch.stack([tensor[place] for place in of_length]) for tensor in (whole, self._ids))
+            alone = self._answer(ids, None)
+            if alone is not None:
+                change = max(change, largest(change_per_position(expected, alone, scale)))
+        return change
 
-def _change_between_rows(specimen: Specimen, mode: Mode, ids: Tensor, documents: Tensor, packed: Tensor) -> float:
-    """By how much rows of one document differ alone; 0 where they do without documents as well, which is reported
-    elsewhere."""
-    scale = float(packed.std())
-    plain = specimen.answer(specimen.fresh(), ids, mode)
-    change = 0.0
-    for row in range(len(ids)):
-        own = slice(row, row + 1)
-        alone = specimen.answer(specimen.fresh(), ids[own], mode, documents=documents[own])
-        alone_plain = specimen.answer(specimen.fresh(), ids[own], mode)
-        if plain is None or alone is None or alone_plain is None:
+    def _mixing(self, *, given: bool) -> float:
+        """The largest change of half of the rows when the others are replaced, given documents or not."""
+        base = self.whole if given else self._answer(self._ids, None)
+        change, (rows, length) = 0.0, self._ids.shape
+        generator = self._specimen.generator(length + 1)
+        for kept in ([0, 1], [2, 3]):
+            ids = self._specimen.ids(rows, length, generator)
+            documents = self._specimen.documents(rows, length, generator)
+            ids[kept], documents[kept] = self._ids[kept], self._documents[kept]
+            answer = self._answer(ids, documents if given else None)
+            change = max(change, self._change(base, answer, kept))
+        return change
+
+    def _answer(self, ids: Tensor, documents: Tensor | None, seed: int = 0) -> Tensor | None:
+        return self._specimen.answer(self._specimen.fresh(), ids, self._mode, seed=seed, documents=documents)
+
+    def _change(self, base: Tensor | None, other: Tensor | None, rows: Sequence[int] = range(len(_PACKED))) -> float:
+        """The largest change of some rows; none after a failure."""
+        if base is None or other is None:
             return 0.0
-        if not largest(change_per_position(plain[own], alone_plain, scale)) <= specimen.tolerance:
-            return 0.0
-        change = max(change, largest(change_per_position(packed[own], alone, scale)))
-    return change
+        return largest(change_per_position(base, other, float(base.std()))[list(rows)])
 
 
 def _probe(specimen: Specimen, mode: Mode) -> list[_Leak]:
