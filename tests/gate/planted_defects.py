@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.gate import planted_documents
 from tests.gate.planted_claims import CLAIMS
 from tests.gate.planted_tampering import TAMPERING
 from tests.gate.planted_whole import BUILT_WRONG, COSTLY, LEARNS_WRONG
@@ -293,5 +294,7 @@ DEFECTS: dict[str, Plant] = {
     **LEARNS_WRONG,
     **COSTLY,
     **CLAIMS,
+    **planted_documents.LEAKS,
+    **planted_documents.DEFECTS,
     **TAMPERING,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tests.gate import planted_documents
 from tests.gate.planted_mixing import MIXING
 from tests.gate.toys import SOUND_MIX, Plant
 
@@ -192,4 +193,5 @@ AMPLIFIED = {
 SOUND: dict[str, Plant] = {
     **AMPLIFIED,
     **MIXING, **ROUTING, **TRAINING, **PARAMETERS, **CONTROL, **CLAIMED,
+    **planted_documents.SOUND,
 }  # fmt: skip

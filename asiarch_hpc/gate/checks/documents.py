@@ -148,7 +148,9 @@ def _probe(specimen: Specimen, mode: Mode) -> list[_Leak]:
     """Confirmed leaks."""
     config, rng = specimen.config, random.Random(f"{specimen.subject.seed}/{mode}")
     length = config.causality_length
-    positions = probe_positions(length, specimen.subject.chunks, config.document_rows, rng)
+    positions = probe_positions(length, specimen.subject.chunks, config.document_rows // 2, rng)
+    others = [after for after in range(length - 1) if after not in positions]
+    positions = sorted(positions + rng.sample(others, config.document_rows - len(positions)))
     generator = specimen.generator(length + 1)
     ids = specimen.ids(len(positions), length, generator)
     documents, other = _two_endings(specimen, positions, length, generator)
