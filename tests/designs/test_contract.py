@@ -156,6 +156,29 @@ def test_compile_does_nothing_on_a_cpu() -> None:
     assert inspect.ismethod(block.mixer.f)
 
 
+@pytest.mark.parametrize(
+    ("source", "asks"),
+    [
+        (TREE, False),
+        (TREE.replace("return", "documents = Z.get('documents'); return"), True),
+        (TREE.replace("return", 'documents = Z["documents"]; return'), True),
+        (TREE.replace("X, **Z", "X, documents=None, **Z"), True),
+        (TREE.replace("return", "documents = X; return"), False),
+        (PROGRAM, False),  # **kwargs ask for nothing
+        (PROGRAM.replace("return", "documents = kwargs.get('documents'); return"), False),
+        (PROGRAM.replace("use_cache=False", "documents=None, use_cache=False"), True),
+    ],
+)
+def test_who_is_told_of_documents(source: str, asks: bool) -> None:
+    source = source.replace("return self", "self.told = locals().get('docu' + 'ments'); return self")
+    block = build(source)
+    documents = torch.zeros(1, 3, dtype=torch.int32)
+    block(torch.randn(1, 3, 16), documents)
+    assert block.asks == asks
+    design = block.mixer if "DeltaNet" in source else block.block
+    assert (block.asks, design.told is documents) == (asks, asks)
+
+
 def test_compile_is_kept_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
 

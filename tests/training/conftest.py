@@ -32,6 +32,16 @@ class Block(nn.Module):
         return X + self.out(self.dropout(mean * torch.sigmoid(self.gate(h)))), Z
 """
 
+# The same, within documents where it is told of them.
+ASKING_SOURCE = TINY_SOURCE.replace(
+    "        return X +",
+    """        documents = Z.get("documents")
+        if documents is not None:
+            own = (documents[:, :, None] == documents[:, None]).tril().to(h.dtype)
+            mean = own @ h / own.sum(-1, keepdim=True)
+        return X +""",
+)
+
 
 def recall_texts(seed: int) -> Iterator[str]:
     rng = random.Random(seed)
@@ -75,6 +85,12 @@ def make_texts() -> Callable[[Path], Path]:
 @pytest.fixture
 def source() -> str:
     return TINY_SOURCE
+
+
+@pytest.fixture
+def asking() -> str:
+    """As `source`, but for keeping documents apart."""
+    return ASKING_SOURCE
 
 
 @pytest.fixture

@@ -105,18 +105,33 @@ def test_a_damaged_checkpoint_costs_one_interval(run: Run, tmp_path: Path, caplo
     assert outcome.weights_sha256 == unbroken.weights_sha256
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"dim": 24}, {"depth": 1}, {"learning_rate": 2e-2}, {"text": "#"}])
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"dim": 24}, {"depth": 1}, {"learning_rate": 2e-2}, {"documents_apart": False}, {"text": "#"}],
+)
 def test_a_checkpoint_of_other_settings_is_not_continued(
     run: Run, scale: ScaleConfig, source: str, change: dict[str, object]
 ) -> None:
     run(should_stop=stop_after(10))
-    if "learning_rate" in change:
-        change = {"scale": replace(scale, learning_rate=2e-2)}
+    if set(change) & {"learning_rate", "documents_apart"}:
+        change = {"scale": replace(scale, **change)}
     if "text" in change:
         change = {"text": source.replace("torch.sigmoid", "torch.tanh")}
     rows: list[Json] = []
     assert run(rows, **change).resumed == 0
     assert rows[0]["step"] == 1
+
+
+def test_documents_are_told_to_designs_that_ask_where_the_scale_says_so(
+    run: Run, scale: ScaleConfig, asking: str, tmp_path: Path
+) -> None:
+    def trained(name: str, *text: str, apart: bool = True) -> TrainOutcome:
+        given = {"text": text[0]} if text else {}
+        return run(scale=replace(scale, documents_apart=apart), checkpoint_path=tmp_path / name, **given)
+
+    plain, told, untold = trained("plain"), trained("told", asking), trained("untold", asking, apart=False)
+    assert [outcome.documents_given for outcome in (plain, told, untold)] == [False, True, False]
+    assert untold.weights_sha256 == plain.weights_sha256 != told.weights_sha256
 
 
 def test_checkpoints_follow_the_clock(run: Run, scale: ScaleConfig, tmp_path: Path) -> None:

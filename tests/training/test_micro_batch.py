@@ -1,12 +1,14 @@
 import math
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 
-from asiarch_hpc.training.micro_batch import find_micro_batch, fit_micro_batch, is_out_of_memory
+from asiarch_hpc.training.micro_batch import _trial_pass, find_micro_batch, fit_micro_batch, is_out_of_memory
 from asiarch_hpc.training.monitor import TrainingStoppedError
 
 MIB = 2**20
@@ -51,6 +53,19 @@ def test_a_margin_leaves_room() -> None:
         return find_micro_batch(lambda n: 100 + 10 * n, rows=64, budget_bytes=420, margin=margin)
 
     assert (found(0.0), found(0.1)) == (32, 16)
+
+
+def test_what_is_measured_is_a_pass_with_documents() -> None:
+    seen: list[Tensor] = []
+
+    def loss(ids: Tensor, targets: Tensor, *, documents: Tensor, **_: Any) -> tuple[Tensor, Tensor]:
+        seen.append(documents)
+        return torch.zeros((), requires_grad=True), torch.zeros(())
+
+    objective = cast(Any, SimpleNamespace(loss=loss))
+    _trial_pass(objective, length=20, vocab=7, device=torch.device("cpu"))(3)
+    assert (seen[0].dtype, tuple(seen[0].shape)) == (torch.int32, (3, 20))
+    assert set(seen[0].diff(dim=1).unique().tolist()) == {0, 1}
 
 
 def test_a_cpu_takes_all_rows_without_a_measurement() -> None:
