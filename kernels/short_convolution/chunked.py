@@ -9,21 +9,30 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.operands import check_shapes, working_dtype
+from kernels.packing import previous
 
 AXES = {"x": "batch length dim", "weight": "dim width", "bias": "dim"}
 
 
 def short_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: Literal["silu"] | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    activation: Literal["silu"] | None = None,
+    documents: Tensor | None = None,
 ) -> Tensor:
     """`kernels.short_convolution.short_convolution` on any device."""
     check_operands(x, weight, bias, activation)
     dtype, length, width = working_dtype(x), x.shape[1], weight.shape[1]
-    padded = F.pad(x.to(dtype), (0, 0, width - 1, 0))
-    taps = weight.to(dtype).unbind(1)
-    y = padded[:, :length] * taps[0]
-    for offset in range(1, width):
-        y = torch.addcmul(y, padded[:, offset : offset + length], taps[offset])
+    taps, wide = weight.to(dtype).unbind(1), x.to(dtype)
+    if documents is None:
+        padded = F.pad(wide, (0, 0, width - 1, 0))
+        seen = [padded[:, offset : offset + length] for offset in range(width)]
+    else:
+        seen = [previous(wide, documents, back) for back in range(width - 1, 0, -1)] + [wide]
+    y = seen[0] * taps[0]
+    for tokens, tap in zip(seen[1:], taps[1:], strict=True):
+        y = torch.addcmul(y, tokens, tap)
     if bias is not None:
         y = y + bias.to(dtype)
     return (y if activation is None else F.silu(y)).to(x.dtype)

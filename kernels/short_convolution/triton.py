@@ -45,20 +45,23 @@ def _walks(forward: dict[str, Any], backward: dict[str, Any]) -> tuple[Walk, Wal
     return Walk(**forward), Walk(**backward)
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor | None, silu: bool) -> Tensor:
     """y [batch, length, dim]; arguments as for the operation."""
     batch, length, dim = x.shape
     x = _with_adjacent_channels(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     walk, channels, tokens = _sizes(x, weight, 0)
     triton_kernels.forward_kernel[(batch * -(-length // tokens) * -(-dim // channels),)](
-        x, weight.contiguous(), bias, y, length, dim, x.stride(0), x.stride(1), WIDTH=weight.shape[1],
-        BIAS=bias is not None, SILU=silu, TOKENS=tokens, AHEAD=walk.ahead, BD=channels, num_warps=1,
+        x, weight.contiguous(), bias, _contiguous(documents), y, length, dim, x.stride(0), x.stride(1),
+        WIDTH=weight.shape[1], BIAS=bias is not None, APART=documents is not None, SILU=silu, TOKENS=tokens,
+        AHEAD=walk.ahead, BD=channels, num_warps=1,
     )  # fmt: skip
     return y
 
 
-def backward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor | None, silu: bool, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x in its type, of weight [dim, width] and bias [dim] in float32."""
     batch, length, dim = x.shape
     width = weight.shape[1]
@@ -68,8 +71,9 @@ def backward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, dy: Ten
     blocks = batch * -(-length // tokens)
     partial = torch.empty(blocks, width + 1, dim, dtype=torch.float32, device=x.device)
     triton_kernels.backward_kernel[(blocks * -(-dim // channels),)](
-        x, weight.contiguous(), bias, dy.contiguous(), dx, partial, length, dim, x.stride(0), x.stride(1), WIDTH=width,
-        BIAS=bias is not None, SILU=silu, TOKENS=tokens, AHEAD=walk.ahead, BD=channels, num_warps=1,
+        x, weight.contiguous(), bias, _contiguous(documents), dy.contiguous(), dx, partial, length, dim, x.stride(0),
+        x.stride(1), WIDTH=width, BIAS=bias is not None, APART=documents is not None, SILU=silu, TOKENS=tokens,
+        AHEAD=walk.ahead, BD=channels, num_warps=1,
     )  # fmt: skip
     total = partial.sum(0)
     # A copy even where the transposed view is contiguous: results of a custom operation must not share memory.
@@ -90,3 +94,7 @@ def _sizes(x: Tensor, weight: Tensor, direction: int) -> tuple[Walk, int, int]:
 
 def _with_adjacent_channels(x: Tensor) -> Tensor:
     return x if x.stride(2) == 1 else x.contiguous()
+
+
+def _contiguous(documents: Tensor | None) -> Tensor | None:
+    return None if documents is None else documents.contiguous()

@@ -44,6 +44,32 @@ def _neighbours(x_ptr, first, stride, d, length, inside, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def _ids(documents, first, length, COUNT: tl.constexpr):
+    """The documents of tokens, beyond the sequence that of the token nearest to them."""
+    ids = ()
+    for u in tl.static_range(COUNT):
+        ids = ids + (tl.load(documents + tl.minimum(tl.maximum(first + u, 0), length - 1)),)
+    return ids
+
+
+@triton.jit
+def _of_document(rows, ids, document, COUNT: tl.constexpr):
+    """Zeros for tokens of other documents."""
+    own = ()
+    for u in tl.static_range(COUNT):
+        own = own + (tl.where(ids[u] == document, rows[u], 0.0),)
+    return own
+
+
+@triton.jit
+def _reversed(items, COUNT: tl.constexpr):
+    turned = ()
+    for u in tl.static_range(COUNT):
+        turned = (items[u],) + turned
+    return turned
+
+
+@triton.jit
 def _taps(w_ptr, d, inside, WIDTH: tl.constexpr):
     taps = ()
     for j in tl.static_range(WIDTH):
@@ -68,9 +94,9 @@ def _sigmoid(z):
 
 @triton.jit
 def forward_kernel(
-    x_ptr, w_ptr, b_ptr, y_ptr, length, dim, x_batch, x_token,
-    WIDTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr, AHEAD: tl.constexpr,
-    BD: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, documents, y_ptr, length, dim, x_batch, x_token,
+    WIDTH: tl.constexpr, BIAS: tl.constexpr, APART: tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr,
+    AHEAD: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """TOKENS tokens of BD channels of one sequence; AHEAD tokens are read while as many are computed."""
     batch, first, d = _place(length, dim, TOKENS, BD)
@@ -84,9 +110,18 @@ def forward_kernel(
         bias += tl.load(b_ptr + d, mask=inside, other=0.0).to(tl.float32)
     window = _neighbours(x_ptr, first, x_token, d, length, inside, WIDTH)
     rows = _rows(x_ptr, first, x_token, d, last, inside, AHEAD)
+    if APART:
+        documents += batch * length
+        past = _ids(documents, first - (WIDTH - 1), length, WIDTH - 1)
+        ids = _ids(documents, first, length, AHEAD)
     for block in range(first, last, AHEAD):
         following = _rows(x_ptr, block + AHEAD, x_token, d, last, inside, AHEAD)
+        if APART:
+            following_ids = _ids(documents, block + AHEAD, length, AHEAD)
         for u in tl.static_range(AHEAD):
+            if APART:
+                window = _of_document(window, past, ids[u], WIDTH - 1)
+                past = past[1:] + (ids[u],)
             seen = window + (rows[u].to(tl.float32),)
             y = _filtered(seen, taps, bias, WIDTH)
             if SILU:
@@ -95,13 +130,15 @@ def forward_kernel(
             tl.store(y_ptr + (block + u) * dim + d, y.to(y_ptr.dtype.element_ty), mask=mask)
             window = seen[1:]
         rows = following
+        if APART:
+            ids = following_ids
 
 
 @triton.jit
 def backward_kernel(
-    x_ptr, w_ptr, b_ptr, dy_ptr, dx_ptr, partial_ptr, length, dim, x_batch, x_token,
-    WIDTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr, AHEAD: tl.constexpr,
-    BD: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, documents, dy_ptr, dx_ptr, partial_ptr, length, dim, x_batch, x_token,
+    WIDTH: tl.constexpr, BIAS: tl.constexpr, APART: tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr,
+    AHEAD: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """As `forward_kernel`; the gradient of a token follows WIDTH - 1 tokens behind, when all that it reached are known.
 
@@ -129,10 +166,18 @@ def backward_kernel(
     by_bias = tl.zeros([BD], tl.float32)
     rows = _rows(x_ptr, first, x_token, d, reached, inside, AHEAD)
     upstream = _rows(dy_ptr, first, dim, d, reached, inside, AHEAD)
+    if APART:
+        documents += batch * length
+        past = _ids(documents, first - (WIDTH - 1), length, WIDTH - 1)
+        ids = _ids(documents, first, length, AHEAD)
     for block in range(first, last + WIDTH - 1, AHEAD):
         following = _rows(x_ptr, block + AHEAD, x_token, d, reached, inside, AHEAD)
         following_upstream = _rows(dy_ptr, block + AHEAD, dim, d, reached, inside, AHEAD)
+        if APART:
+            following_ids = _ids(documents, block + AHEAD, length, AHEAD)
         for u in tl.static_range(AHEAD):
+            if APART:
+                window = _of_document(window, past, ids[u], WIDTH - 1)
             seen = window + (rows[u].to(tl.float32),)
             dz = upstream[u].to(tl.float32)
             if SILU:
@@ -149,12 +194,18 @@ def backward_kernel(
             # Newest first: the newest one reaches the token WIDTH - 1 before it through the first tap.
             passed = (dz,) + later
             t = block + u - (WIDTH - 1)
-            dx = _filtered(passed, taps, tl.zeros([BD], tl.float32), WIDTH)
+            back = passed
+            if APART:
+                back = _of_document(passed, _reversed(past + (ids[u],), WIDTH), past[0], WIDTH)
+                past = past[1:] + (ids[u],)
+            dx = _filtered(back, taps, tl.zeros([BD], tl.float32), WIDTH)
             tl.store(dx_ptr + t * dim + d, dx.to(dx_ptr.dtype.element_ty), mask=inside & (t >= first) & (t < last))
             window = seen[1:]
             later = passed[: WIDTH - 1]
         rows = following
         upstream = following_upstream
+        if APART:
+            ids = following_ids
     for j in tl.static_range(WIDTH):
         tl.store(partial_ptr + j * dim + d, by_taps[j], mask=inside)
     tl.store(partial_ptr + WIDTH * dim + d, by_bias, mask=inside)

@@ -42,6 +42,11 @@ class Draw:
     def integers(self, below: int, *shape: int) -> Tensor:
         return torch.randint(below, shape, generator=self.generator, device=self.device)
 
+    def documents(self, batch: int, length: int, count: int) -> Tensor:
+        """[batch, length] int32: rows of `count` documents, with ends at random."""
+        ends = self.integers(length, batch, count - 1, 1)
+        return (torch.arange(length, device=self.device) >= ends).sum(1, dtype=torch.int32)
+
 
 @dataclass(frozen=True)
 class Target:

@@ -21,7 +21,7 @@ from kernels.short_convolution import chunked as convolution_chunked
 from kernels.short_convolution import short_convolution
 from kernels.swiglu import reference as swiglu_reference
 from kernels.swiglu import swiglu
-from tests.kernels.bench_case import COMPILED, FLA, Case, Draw, Operands, Way
+from tests.kernels.bench_case import COMPILED, FLA, Case, Draw, Operands, Target, Way
 from tests.kernels.bench_mixers import compiled
 
 VOCAB, ROWS = 50_257, 50_304
@@ -86,20 +86,30 @@ def _fla_head() -> Way:
 
 def convolution(
     batch: int, length: int, dim: int, taps: int, *, dtype: torch.dtype = HALF, silu: bool = True, biased: bool = False,
-    timed: bool = True,
+    documents: bool = False, timed: bool = True,
 ) -> Case:  # fmt: skip
+    """`documents`: each row holds eight, which the last operand numbers."""
     activation: Any = "silu" if silu else None
 
     def make(draw: Draw, batch: int) -> Operands:
         weight = draw.normal(dim, taps, dtype=SINGLE) / taps**0.5
-        bias = [draw.normal(dim, dtype=SINGLE)] if biased else []
-        return draw.normal(batch, length, dim, dtype=dtype), weight, *bias
+        more = [draw.normal(dim, dtype=SINGLE)] if biased else []
+        if documents:
+            more.append(draw.documents(batch, length, 8))
+        return draw.normal(batch, length, dim, dtype=dtype), weight, *more
 
-    def ours(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return short_convolution(x, weight, bias, activation)
+    def options(rest: tuple[Tensor, ...]) -> dict[str, Any]:
+        names = [*["bias"] * biased, *["documents"] * documents]
+        return dict(zip(names, rest, strict=True)) | {"activation": activation}
 
-    def plain(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        return convolution_chunked.short_convolution(x, weight, bias, activation)
+    def ours(x: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+        return short_convolution(x, weight, **options(rest))
+
+    def plain(x: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+        return convolution_chunked.short_convolution(x, weight, **options(rest))
+
+    def alone(x: Tensor, weight: Tensor, *rest: Tensor) -> Tensor:
+        return short_convolution(x, weight, activation=activation)
 
     def fla() -> Way:
         from fla.modules.causal_conv1d import causal_conv1d
@@ -108,10 +118,12 @@ def convolution(
 
     name = "short_convolution" if taps <= 8 else "short_convolution_wide"
     kind = f"{taps} taps{', linear' * (not silu)}{', float32' * (dtype == SINGLE)}"
+    rivals: dict[str, Callable[[], Way]] = {} if documents else {FLA: fla}
     return Case(
-        name, f"{label(batch, length, dim)}, {kind}", make, ours, plain, batch, checked=min(batch, 3),
-        rivals={FLA: fla, COMPILED: compiled(plain)}, flops=2.0 * taps * batch * length * dim, vector=True, timed=timed,
-        tolerances=tolerances(dtype), sizes=name,
+        f"{name}{'_documents' * documents}", f"{label(batch, length, dim)}, {kind}", make, ours, plain, batch,
+        checked=min(batch, 3), rivals=rivals | {COMPILED: compiled(plain)}, own={name: alone} if documents else {},
+        flops=2.0 * taps * batch * length * dim, vector=True, timed=timed,
+        tolerances=tolerances(dtype), sizes=name, target=Target(1 / 1.15, name) if documents else Target(1),
     )  # fmt: skip
 
 
@@ -208,7 +220,9 @@ def cases() -> list[Case]:
             convolution(3, 65, 100, taps, dtype=dtype, silu=silu, biased=silu, timed=False)
             for taps in (4, 9, 30) for dtype in (HALF, SINGLE) for silu in (True, False)
         ),
+        convolution(3, 65, 100, 4, biased=True, documents=True, timed=False),
         *(convolution(*sizes, taps) for taps in (4, 16, 64) for sizes in SIZES),
+        *(convolution(*sizes, 4, documents=True) for sizes in SIZES),
         *(
             scan(*sizes, dtype=dtype, constant=constant, timed=False)
             for sizes in ((3, 65, 100), (64, 300, 1024)) for dtype in (HALF, SINGLE) for constant in (False, True)

@@ -42,8 +42,7 @@ def delta(batch: int, length: int, heads: int, width: int, *, gated: bool = Fals
         shape = (batch, length, heads)
         made = [*(draw.normal(*shape, width) for _ in range(3)), draw.uniform(*shape)]
         if documents:
-            ends = draw.integers(length, batch, 7, 1)
-            made.append((torch.arange(length, device=draw.device) >= ends).sum(1, dtype=torch.int32))
+            made.append(draw.documents(batch, length, 8))
         return (*made, *([-0.1 * draw.uniform(*shape, dtype=torch.float32)] if gated else []))
 
     def options(rest: tuple[Tensor, ...]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import torch
@@ -40,7 +41,8 @@ def test_results_and_gradients(batch: int, length: int, dim: int, width: int, si
     dy = torch.randn(batch, length, dim, generator=generator)
     used = bias if biased else None
     form = fused if width <= 8 else wide
-    found = (form.forward(x, weight, used, silu), *form.backward(x, weight, used, silu, dy))
+    between = () if form is wide else (None,)
+    found = (form.forward(x, weight, used, *between, silu), *form.backward(x, weight, used, *between, silu, dy))
     assert len({tensor.untyped_storage().data_ptr() for tensor in found}) == 4
     exact = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
     y = reference.short_convolution(exact[0], exact[1], exact[2] if biased else None, "silu" if silu else None)
@@ -51,12 +53,29 @@ def test_results_and_gradients(batch: int, length: int, dim: int, width: int, si
 
 @pytest.mark.parametrize("width", [4, 11])
 def test_no_token_reaches_an_earlier_output(width: int) -> None:
-    x, weight, form = torch.randn(1, 34, 5), torch.randn(5, width), fused if width <= 8 else wide
-    before = form.forward(x, weight, None, True)
+    x, weight = torch.randn(1, 34, 5), torch.randn(5, width)
+    form = partial(fused.forward, documents=None) if width <= 8 else wide.forward
+    before = form(x, weight, None, silu=True)
     for position in (1, 8, 31):
         changed = x.clone()
         changed[:, position] = torch.nan
-        after = form.forward(changed, weight, None, True)
+        after = form(changed, weight, None, silu=True)
         assert torch.equal(after[:, :position], before[:, :position])
         assert after[:, position : position + width].isnan().all()
         assert torch.equal(after[:, position + width :], before[:, position + width :])
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_documents(width: int) -> None:
+    sizes = [[1, 2, 30, 1, 7], [16, 8, 17], [3, 3, 3, 32]]
+    of = torch.tensor([[i for i, size in enumerate(row) for _ in range(size)] for row in sizes])
+    x, weight, bias = torch.randn(3, 41, 5), torch.randn(5, width), torch.randn(5)
+    dy = torch.randn_like(x)
+    found = (fused.forward(x, weight, bias, of, True), *fused.backward(x, weight, bias, of, True, dy))
+    exact = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
+    y = reference.short_convolution(*exact, "silu", documents=of)
+    for ours, expected in zip(found, (y, *torch.autograd.grad((y * dy).sum(), exact)), strict=True):
+        assert error(ours, expected) < 1e-5
+    changed = x.masked_fill((of == 1).unsqueeze(-1), torch.nan)
+    apart = (of != 1).unsqueeze(-1).expand_as(x)
+    assert torch.equal(fused.forward(changed, weight, bias, of, True)[apart], found[0][apart])
