@@ -18,8 +18,8 @@ from kernels.operands import plain_forms
 from kernels.ttt_linear import ttt_linear
 from tests.kernels.bench_case import COMPILED, FLA, Case, Draw, Operands, Target, Way
 
-# Sequences, tokens of each, heads and their width: 65k, 32k and 16k tokens of the heads that issue 6 asks for, and one
-# long sequence.
+# Sequences, tokens of each, heads and their width: 65k, 32k and 16k tokens of the heads that targets name, one long
+# sequence, and others.
 DELTA_SIZES = (
     (32, 2048, 8, 32), (16, 2048, 8, 64), (8, 2048, 8, 128), (1, 32_768, 8, 128), (16, 2048, 8, 128), (8, 2048, 4, 256)
 )  # fmt: skip
