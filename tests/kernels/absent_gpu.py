@@ -70,10 +70,17 @@ def absent_gpu(capability: int) -> Iterator[list[Launch]]:
 def compiled(launch: Launch, capability: int) -> Any:
     """What Triton would launch there."""
     kernel, arguments, options = launch
+    with absent_driver(capability):
+        return kernel.run(*arguments, grid=(1,), warmup=True, **options)
+
+
+@contextmanager
+def absent_driver(capability: int) -> Iterator[None]:
+    """Triton compiles for such a GPU."""
     active = driver.__class__()
     active.set_active(_Driver(capability))
-    with patch.object(triton.runtime.jit, "driver", active):
-        return kernel.run(*arguments, grid=(1,), warmup=True, **options)
+    with patch.object(triton.runtime.jit, "driver", active), patch.object(triton.runtime.autotuner, "driver", active):
+        yield
 
 
 class _Driver:

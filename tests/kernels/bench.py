@@ -1,6 +1,7 @@
 """Checks and times of every operation on one GPU, as tables for kernels/README.md.
 
-    make bench-kernels [ARGS="--tests --only OPERATION ... --shape WORDS ... --no-rivals --rival-seconds N --seconds N"]
+    make bench-kernels [ARGS="--tests --only OPERATION ... --shape WORDS ... --rivals WORDS ... --no-rivals
+                              --rival-seconds N --seconds N"]
 
 An operation is checked first: results and gradients against float64, of operands that are drawn anew at each run;
 what a kernel does not write is nan, and the second of two runs must give the same. Where a check is red, no time of
@@ -14,6 +15,7 @@ agree with our results; where they refuse, the cell says so. `--list` names all 
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -117,12 +119,13 @@ def figure(value: float) -> str:
 
 
 def run(
-    cases: Sequence[Case], device: Device, *, rivals: bool, rival_seconds: float, end: float,
+    cases: Sequence[Case], device: Device, *, rivals: Callable[[str], bool], rival_seconds: float, end: float,
     clock: Callable[[], float], write: Callable[[str], None],
 ) -> int:  # fmt: skip
     """Checks and times operation after operation; the exit code is 1 where something of ours is wrong or fails.
 
-    No case begins after `end` on the clock; those left are named.
+    Of the rivals, those are asked whose name passes `rivals`. No check and no case begins after `end` on the clock;
+    those left are named.
     """
     left, red, failed = [], set[str](), False
     for operation in dict.fromkeys(case.operation for case in cases):
@@ -132,11 +135,16 @@ def run(
             left += [case.name for case in timed]
             continue
         write(f"\n### {operation}\n")
-        errors, wrong = _checked(members, device, write)
+        errors, wrong = _checked(members, device, write, lambda: clock() >= end)
         if wrong:
             red.add(operation)
             write(f"**{operation}: the check is red, so there are no times.**")
             continue
+        if len(errors) < len(members):
+            left += [case.name for case in timed]
+            write(f"checks: {len(errors)} of {len(members)}, so there are no times\n")
+            continue
+        write(f"checks: {len(errors)}, worst error {max(errors.values()):.1e}\n")
         if not timed:
             continue
         write(header(timed))
@@ -153,9 +161,14 @@ def run(
     return int(failed or bool(red))
 
 
-def _checked(cases: Sequence[Case], device: Device, write: Callable[[str], None]) -> tuple[dict[str, float], list[str]]:
+def _checked(
+    cases: Sequence[Case], device: Device, write: Callable[[str], None], out_of_time: Callable[[], bool]
+) -> tuple[dict[str, float], list[str]]:
+    """Worst errors of the cases that there was time for, and which are wrong."""
     errors, red = {}, []
     for case in cases:
+        if out_of_time():
+            break
         try:
             errors[case.name], wrong = device.check(case)
         except Exception as failure:
@@ -163,13 +176,11 @@ def _checked(cases: Sequence[Case], device: Device, write: Callable[[str], None]
         if wrong:
             red.append(case.name)
             write(f"- {case.name}: {wrong}")
-    if not red:
-        write(f"checks: {len(cases)}, worst error {max(errors.values()):.1e}\n")
     return errors, red
 
 
 def _found(
-    case: Case, device: Device, red: Collection[str], *, rivals: bool, seconds: float, end: float,
+    case: Case, device: Device, red: Collection[str], *, rivals: Callable[[str], bool], seconds: float, end: float,
     clock: Callable[[], float],
 ) -> tuple[Found, dict[str, Found]]:  # fmt: skip
     def ours(name: str | None) -> Found:
@@ -180,7 +191,7 @@ def _found(
 
     others: dict[str, Found] = {name: "its check is red" if name in red else ours(name) for name in case.own}
     mine = ours(None)
-    for name in case.rivals if rivals else ():
+    for name in filter(rivals, case.rivals):
         left = min(seconds, end - clock())
         others[name] = device.ask(case, name, left) if left >= LEAST_SECONDS else "not asked for want of time"
     return mine, others
@@ -244,7 +255,8 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[], metavar="OPERATION")
     parser.add_argument("--shape", nargs="+", default=[], metavar="WORDS", help="only shapes with one of these words")
-    parser.add_argument("--no-rivals", action="store_true")
+    parser.add_argument("--rivals", nargs="+", default=[""], metavar="WORDS", help="only those with one of these words")
+    parser.add_argument("--no-rivals", dest="rivals", action="store_const", const=[])
     parser.add_argument("--rival-seconds", type=float, default=120.0, help="for each rival and shape")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="no case begins after so many")
     parser.add_argument("--tests", action="store_true", help="run the operations' GPU tests first")
@@ -274,12 +286,15 @@ def main(words: Sequence[str] | None = None) -> int:
     seed = int(time.time()) if options.seed is None else options.seed
     use_unverified_kernels()
     rivals = Rivals()
+    # A `timeout` ends the process of the rivals too, which would go on with the GPU.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     try:
         device = on_this_gpu(seed, rivals)
         print(environment(device.peaks, seed), flush=True)
         return run(
-            cases, device, rivals=not options.no_rivals, rival_seconds=options.rival_seconds,
-            end=begun + options.seconds, clock=time.monotonic, write=lambda text: print(text, flush=True),
+            cases, device, rivals=lambda name: any(word in name for word in options.rivals),
+            rival_seconds=options.rival_seconds, end=begun + options.seconds, clock=time.monotonic,
+            write=lambda text: print(text, flush=True),
         )  # fmt: skip
     finally:
         rivals.stop()

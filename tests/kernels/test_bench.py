@@ -159,7 +159,7 @@ class TestRun:
         return [made("a", "1"), made("a", "2"), made("b", "1", own={"a": abs}), made("a", "3", timed=False)]
 
     def run(
-        self, *, red: str = "", fails: str = "", rivals: bool = True, end: float = 1e9, seconds: float = 0.0
+        self, *, red: str = "", fails: str = "", rivals: str = "", end: float = 1e9, seconds: float = 0.0
     ) -> tuple[int, list[str], list[str]]:
         """Exit code, what was printed, and which rivals were asked; every question to the device takes `seconds`."""
         now, asked, printed = [0.0], [], []
@@ -183,8 +183,8 @@ class TestRun:
             return times(8.0)
 
         code = run(
-            self.cases(), Device(checked, measured, ask, PEAKS), rivals=rivals, rival_seconds=120.0, end=end,
-            clock=lambda: now[0], write=printed.append,
+            self.cases(), Device(checked, measured, ask, PEAKS), rivals=lambda name: rivals in name,
+            rival_seconds=120.0, end=end, clock=lambda: now[0], write=printed.append,
         )  # fmt: skip
         return code, printed, asked
 
@@ -212,8 +212,12 @@ class TestRun:
         assert "| 1 | RuntimeError out of / memory | " in "\n".join(printed)
         assert len(asked) == 3
 
-    def test_without_rivals(self) -> None:
-        assert self.run(rivals=False)[2] == []
+    def test_rivals_that_are_not_asked(self) -> None:
+        code, printed, asked = self.run(rivals="compile")
+        assert (code, asked) == (0, [])
+        assert "best rival: open, no rival has run |" in "\n".join(printed)
+        assert bench.arguments(["--no-rivals"]).rivals == []
+        assert bench.arguments(["--rivals", "flash", "--seconds", "9"]).rivals == ["flash"]
 
     def test_what_no_time_is_left_for_is_named(self) -> None:
         """Three checks and one row take 50 s; the second row's rival gets what is left."""
@@ -221,6 +225,12 @@ class TestRun:
         assert code == 0
         assert asked == [f"a 1 {FLA} 30", f"a 2 {FLA} 10"]
         assert printed[-1] == "\nNot begun for want of time: b 1."
+
+    def test_an_operation_whose_checks_end_too_late_has_no_times(self) -> None:
+        code, printed, asked = self.run(seconds=10.0, end=20.0)
+        assert (code, asked) == (0, [])
+        assert "checks: 2 of 3, so there are no times\n" in printed
+        assert printed[-1] == "\nNot begun for want of time: a 1; a 2; b 1."
 
     def test_selection(self) -> None:
         names = [case.name for case in selected(self.cases(), ["a"], ["2"])]
