@@ -1,10 +1,15 @@
 """Tokens per second and time to the first step of a training on this GPU, beside flash-linear-attention's model.
 
-python -m tests.training.bench_training [--tokens FILE.npy] [--only 20m|340m] [--no-fla]
+    python -m tests.training.bench_training [--tokens FILE.npy] [--only 20m|340m] [--no-fla] [--seconds N]
+                                            [--micro-batch ROWS] [--fla-caches DIR]
 
 Each row of the table is a process of its own. `first step` counts from the start of that process until the first
 optimiser step is done; `cold` begins with empty caches of compiled kernels, `warm` with those that the run before left.
 `rate` is 6 x (parameters without the embedding) x tokens/s beside a measured bf16 matrix product of 8192.
+
+flash-linear-attention comes last, with what is left of `--seconds` in all; what it has done by then counts. Its kernels
+are tuned within its first step, with their candidates compiled side by side on all cores; `--fla-caches` keeps what was
+chosen for another call. `--micro-batch` is for ours; its rows a pass are those of issue 5's reference.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,6 +31,7 @@ from typing import Any
 BEGUN = "ASIARCH_BENCH_BEGUN"
 VOCAB, EOS, LENGTH, HEADS = 50_257, 50_256, 2048, 8
 WARM_UP = 3
+FIGURES = ("tokens_per_second", "rate", "first_step_s", "gigabytes", "loss")
 
 
 @dataclass(frozen=True)
@@ -46,18 +53,23 @@ def main() -> None:
     parser.add_argument("--no-fla", action="store_true")
     parser.add_argument("--design", default="delta_net")
     parser.add_argument("--compile", default="auto")
-    parser.add_argument("--micro-batch", type=int, default=0)
+    parser.add_argument("--micro-batch", type=int, default=0, help="rows a pass of ours")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of all rows together")
+    parser.add_argument("--fla-caches", type=Path)
+    parser.add_argument("--device", default="cuda", help="of ours")
     parser.add_argument("--case", nargs=2)
     arguments = parser.parse_args()
     if arguments.case:
-        print(json.dumps(measure(*arguments.case, arguments)))
+        for row in measure(*arguments.case, arguments):
+            print(json.dumps(row), flush=True)
         return
-    print(f"{'':<22}{'tokens/s':>12}{'rate':>8}{'first step':>12}{'memory':>10}{'loss':>8}")
+    end = time.monotonic() + arguments.seconds
+    print(f"{'':<22}{'tokens/s':>12}{'rate':>8}{'first step':>12}{'memory':>10}{'loss':>8}", flush=True)
     with tempfile.TemporaryDirectory(prefix="asiarch-bench-") as caches:
         for size in [arguments.only] if arguments.only else SIZES:
-            runs = [] if arguments.no_fla else [("fla", "")]
-            for kind, cache in [*runs, ("ours", "cold"), ("ours", "warm")]:
-                row = in_process(kind, size, Path(caches) / kind / size)
+            for kind, cache in [("ours", "cold"), ("ours", "warm"), *([] if arguments.no_fla else [("fla", "")])]:
+                kept = arguments.fla_caches if kind == "fla" else None
+                row = in_process(kind, size, kept or Path(caches) / kind / size, end - time.monotonic())
                 print(
                     f"{f'{kind} {size} {cache}':<22}{row['tokens_per_second']:>12,.0f}{row['rate']:>8.1%}"
                     f"{row['first_step_s']:>10.1f} s{row['gigabytes']:>7.1f} GB{row['loss']:>8.3f}  {row['note']}",
@@ -65,43 +77,56 @@ def main() -> None:
                 )
 
 
-def in_process(kind: str, size: str, caches: Path) -> dict[str, Any]:
+def in_process(kind: str, size: str, caches: Path, seconds: float) -> dict[str, Any]:
+    """The last row that a process of its own prints within these seconds."""
     environment = {
         **os.environ,
         "TORCHINDUCTOR_CACHE_DIR": str(caches / "inductor"),
         "TRITON_CACHE_DIR": str(caches / "triton"),
         BEGUN: str(time.time()),
     }
-    rest = [a for a in sys.argv[1:] if a != "--no-fla"]
-    command = [sys.executable, "-m", "tests.training.bench_training", *rest, "--case", kind, size]
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        nothing = float("nan")
-        names = ("tokens_per_second", "rate", "first_step_s", "gigabytes", "loss")
-        return {**dict.fromkeys(names, nothing), "note": f"failed with exit code {done.returncode}"}
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    command = [sys.executable, "-m", "tests.training.bench_training", *sys.argv[1:], "--case", kind, size]
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen(command, env=environment, stdout=printed)
+        try:
+            code = process.wait(None if seconds == float("inf") else max(seconds, 0.0))
+            ending = f"failed with exit code {code}" if code else ""
+        except subprocess.TimeoutExpired:
+            ending = f"ended after {seconds:.0f} s"
+        finally:
+            process.kill()
+            process.wait()
+        printed.seek(0)
+        lines = [line for line in printed if line.startswith("{") and line.endswith("}\n")]
+    row: dict[str, Any] = json.loads(lines[-1]) if lines else {**dict.fromkeys(FIGURES, float("nan")), "note": ""}
+    tuned = len(list(caches.rglob("*.autotune.json")))
+    notes = (row["note"], f"{tuned} choices of tuned kernels" if tuned else "", ending)
+    return {**row, "note": ", ".join(note for note in notes if note)}
 
 
-def measure(kind: str, name: str, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(kind: str, name: str, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Figures of a run, again whenever there is more to tell."""
     import torch
 
-    size = SIZES[name]
-    if arguments.micro_batch:
+    size, rate = SIZES[name], 0.0
+    if arguments.micro_batch and kind == "ours":
         size = replace(size, micro_batch=arguments.micro_batch)
-    run = {"fla": fla, "ours": ours}[kind](size, arguments)
-    speed = size.rows * LENGTH / statistics.median(run["seconds"][-size.steps :])
-    return {
-        "tokens_per_second": speed,
-        "rate": 6 * run["parameters"] * speed / matrix_rate(),
-        "first_step_s": run["first"] - float(os.environ.get(BEGUN, "nan")),
-        "gigabytes": torch.cuda.max_memory_allocated() / 2**30,
-        "loss": run["loss"],
-        "note": f"{torch.cuda.get_device_name()} {run['note']}",
-    }
+    for run in {"fla": fla, "ours": ours}[kind](size, arguments):
+        taken = run["seconds"][WARM_UP:] or run["seconds"][1:]
+        speed = size.rows * LENGTH / statistics.median(taken) if taken else float("nan")
+        rate = rate or matrix_rate()
+        steps = "" if len(taken) == size.steps else f", {len(taken)} of {size.steps} steps"
+        yield {
+            "tokens_per_second": speed,
+            "rate": 6 * run["parameters"] * speed / rate,
+            "first_step_s": run["first"] - float(os.environ.get(BEGUN, "nan")),
+            "gigabytes": torch.cuda.max_memory_allocated() / 2**30,
+            "loss": run["loss"],
+            "note": f"{torch.cuda.get_device_name()} {run['note']}{steps}",
+        }
 
 
-def ours(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
+def ours(size: Size, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The trainer as a job runs it: data, loop, monitor, checkpoint at the end."""
     from asiarch_hpc.config import ScaleConfig
     from asiarch_hpc.designs.compose import compose
@@ -111,8 +136,9 @@ def ours(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
 
     steps = WARM_UP + size.steps
     scale = ScaleConfig(
-        dim=size.dim, depth=size.depth, heads=HEADS, length=LENGTH, batch_size=size.rows, steps=steps, device="cuda",
-        learning_rate=3e-4, micro_batch=size.micro_batch, compile=arguments.compile, embedding_std=0.02, threads=4,
+        dim=size.dim, depth=size.depth, heads=HEADS, length=LENGTH, batch_size=size.rows, steps=steps,
+        device=arguments.device, learning_rate=3e-4, micro_batch=size.micro_batch, compile=arguments.compile,
+        embedding_std=0.02, threads=4,
     )  # fmt: skip
     source, rows, first = compose(seed_tree(arguments.design)), [], []
 
@@ -134,7 +160,7 @@ def ours(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
             clock=time.monotonic,
         )
     model = build_model(source, vocab=VOCAB, scale=scale, dim=size.dim, depth=size.depth, seed=0)
-    return {
+    yield {
         "seconds": [row["step_seconds"] for row in rows],
         "parameters": sum(p.numel() for p in model.parameters()) - model.embedding.weight.numel(),
         "first": first[0],
@@ -143,12 +169,13 @@ def ours(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def fla(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
-    """flash-linear-attention's model of the same size in a plain loop, on the same data."""
+def fla(size: Size, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """flash-linear-attention's model of the same size in a plain loop, on the same data; after each step."""
     import torch
     from fla.models import DeltaNetConfig, DeltaNetForCausalLM
 
     from asiarch_hpc.training.data import Batches
+    from tests.kernels.side_by_side import compiled_side_by_side
 
     torch.manual_seed(0)
     config = DeltaNetConfig(
@@ -160,30 +187,31 @@ def fla(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
     batches = Batches(corpus(arguments.tokens).train, length=LENGTH, batch_size=size.rows, seed=0, padding=EOS)
     steps = WARM_UP + size.steps
     prepared = [batches.batch(step).inputs.pin_memory() for step in range(steps)]
-    seconds, first, total = [], 0.0, torch.zeros((), device="cuda")
+    seconds, first = [], 0.0
     parts = size.rows // size.micro_batch
-    for step in range(steps):
-        begun = time.perf_counter()
-        inputs = prepared[step].cuda(non_blocking=True)
-        total = torch.zeros((), device="cuda")
-        for part in inputs.split(size.micro_batch):
-            with torch.autocast("cuda", dtype=torch.bfloat16):
-                loss = model(part, labels=part).loss / parts
-            loss.backward()
-            total += loss.detach()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begun)
-        first = first or time.time()
-    return {
-        "seconds": seconds,
-        "parameters": sum(p.numel() for p in model.parameters()) - model.model.embeddings.weight.numel(),
-        "first": first,
-        "loss": float(total),
-        "note": f"{size.micro_batch} rows a pass",
-    }
+    with compiled_side_by_side():
+        for step in range(steps):
+            begun = time.perf_counter()
+            inputs = prepared[step].cuda(non_blocking=True)
+            total = torch.zeros((), device="cuda")
+            for part in inputs.split(size.micro_batch):
+                with torch.autocast("cuda", dtype=torch.bfloat16):
+                    loss = model(part, labels=part).loss / parts
+                loss.backward()
+                total += loss.detach()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            torch.cuda.synchronize()
+            seconds.append(time.perf_counter() - begun)
+            first = first or time.time()
+            yield {
+                "seconds": seconds,
+                "parameters": sum(p.numel() for p in model.parameters()) - model.model.embeddings.weight.numel(),
+                "first": first,
+                "loss": float(total),
+                "note": f"{size.micro_batch} rows a pass, tuned on {os.cpu_count()} cores",
+            }
 
 
 def corpus(path: Path | None) -> Any:
