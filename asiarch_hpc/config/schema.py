@@ -230,7 +230,7 @@ class GateConfig:
     confirmations: int = 8  # of what looks like a leak
     gradient_tolerance: float = 2e-5  # of later tokens' gradient beside the largest; see gate/checks/gradients.py
     document_length: float = 16.0  # mean tokens of a document in probes of designs that ask for documents
-    document_rows: int = 10  # positions probed with documents in the row, in each mode
+    document_rows: int = 6  # positions probed with documents in the row, in each mode
     prefix_lengths: list[int] = field(default_factory=lambda: [1, 17, 33, 64, 65, 100, 129])
     drift_calls: int = 16  # in eval mode, after which a model must answer as a fresh one does
     drift_tolerance: float = 1e-5  # of the output's scale; passes of one shape round alike

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from asiarch_hpc.gate import static
 from asiarch_hpc.gate.checks.documents import examine_documents
+from asiarch_hpc.gate.checks.gradients import examine_gradients
 from asiarch_hpc.gate.checks.passes import examine_passes
 from asiarch_hpc.gate.checks.subject import Specimen
 from asiarch_hpc.records import Finding
@@ -75,6 +76,18 @@ def test_a_leak_without_documents_is_left_to_the_other_check() -> None:
 def test_rows_that_mix_without_documents_are_left_to_the_other_check() -> None:
     plant = Plant('d = Z.get("documents"); y = x + x.mean(0, True)')
     assert "isolation.batch" not in run(plant)
+
+
+def test_a_small_share_of_the_document_s_later_tokens_shows_in_gradients() -> None:
+    small = Plant(
+        """
+        d = Z.get("documents")
+        y = x if d is None else x + 1e-5 * (d[:, :, None] == d[:, None]).to(x.dtype) @ x
+        """
+    )
+    assert "causality.documents" not in run(small)
+    (item,) = found(examine_gradients, specimen(small))
+    assert (item.code, item.message[:16]) == ("causality.gradient", "given documents,")
 
 
 def test_random_numbers_are_not_taken_for_a_fault() -> None:

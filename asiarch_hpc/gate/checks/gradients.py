@@ -42,30 +42,37 @@ class _Leak:
     after: int  # the last position whose output was looked at
     source: int  # the later position with the largest gradient
     share: float  # its size beside the largest gradient of all outputs
+    documents: bool  # whether they were given
 
 
 def examine_gradients(specimen: Specimen) -> Iterator[Step]:
     """At most one finding, causality.gradient. Models without an embedding of the ids, or whose backward pass does
-    not work, are passed over: the passes report the latter."""
+    not work, are passed over: the passes report the latter. Designs that ask for documents are looked at with them as
+    well, as in training."""
     config, rng = specimen.config, random.Random(specimen.subject.seed + 1)
     leaks: list[_Leak] = []
-    for mode in MODES:
-        for length in sorted({config.causality_length, specimen.longest}):
-            yield f"gradients of later tokens in {mode} mode at length {length}"
-            positions = probe_positions(length, specimen.subject.chunks, config.border_positions, rng)
-            found, _ = attempt(partial(_probe, specimen, mode, length, positions))
-            if found and specimen.precision == "fp32":  # rounding that is amplified fades in fp64, a leak stays
-                settled, failure = attempt(partial(_probe, specimen, mode, length, positions, torch.float64))
-                found = found if failure else settled
-            leaks += found or []
+    lengths = sorted({config.causality_length, specimen.longest})
+    cases = [(mode, length, config.border_positions, False) for mode in MODES for length in lengths]
+    if specimen.asks_for_documents:
+        cases.append(("train", config.causality_length, config.document_rows, True))
+    for mode, length, count, documents in cases:
+        yield f"gradients of later tokens in {mode} mode at length {length}{', documents' * documents}"
+        positions = probe_positions(length, specimen.subject.chunks, count, rng)
+        probe = partial(_probe, specimen, mode, length, positions, documents=documents)
+        found, _ = attempt(probe)
+        if found and specimen.precision == "fp32":  # rounding that is amplified fades in fp64, a leak stays
+            settled, failure = attempt(partial(probe, dtype=torch.float64))
+            found = found if failure else settled
+        leaks += found or []
     if not leaks:
         return
     worst = max(leaks, key=lambda leak: leak.share)
     modes = [mode for mode in MODES if any(leak.mode == mode for leak in leaks)]
     afters = sorted({leak.after for leak in leaks})
+    given = "given documents, " if all(leak.documents for leak in leaks) else ""
     yield reject(
         "causality.gradient",
-        f"outputs up to t have a gradient by tokens after t, in {' and '.join(modes)} mode, for t = "
+        f"{given}outputs up to t have a gradient by tokens after t, in {' and '.join(modes)} mode, for t = "
         f"{', '.join(map(str, afters[:8]))}{' …' if len(afters) > 8 else ''}; largest at length {worst.length} from "
         f"outputs up to {worst.after} to token {worst.source}, relative to the largest of all",
         "Something computed from later tokens reaches earlier outputs, if only by a small share: look for sums, norms "
@@ -76,13 +83,20 @@ def examine_gradients(specimen: Specimen) -> Iterator[Step]:
 
 
 def _probe(
-    specimen: Specimen, mode: Mode, length: int, positions: Sequence[int], dtype: torch.dtype = torch.float32
+    specimen: Specimen,
+    mode: Mode,
+    length: int,
+    positions: Sequence[int],
+    *,
+    documents: bool,
+    dtype: torch.dtype = torch.float32,
 ) -> list[_Leak]:
     """Leaks at one length. As many rows as keep the graph as small as the other probes', each with its own t."""
     config, generator = specimen.config, specimen.generator(length)
     rows = max(1, min(len(positions), config.probe_rows * config.causality_length // length))
     ids = specimen.ids(rows, length, generator)
-    embedded, logits = _forward(specimen, specimen.fresh().to(dtype), ids, mode)
+    given = specimen.documents(rows, length, generator) if documents else None
+    embedded, logits = _forward(specimen, specimen.fresh().to(dtype), ids, mode, given)
     if logits.shape[:-1] != ids.shape or not all_finite(logits):
         return []  # the passes report that
     weights = torch.randn(logits.shape, generator=generator).to(logits)
@@ -103,13 +117,15 @@ def _probe(
             share = _share(alone, after, scale)
             if not share <= config.gradient_tolerance:
                 source = after + 1 + int(alone[after + 1 :].norm(dim=-1).argmax())
-                leaks.append(_Leak(mode, length, after, source, share))
+                leaks.append(_Leak(mode, length, after, source, share, documents))
             if len(leaks) >= config.confirmations:
                 return leaks
     return leaks
 
 
-def _forward(specimen: Specimen, model: nn.Module, ids: Tensor, mode: Mode) -> tuple[Tensor, Tensor]:
+def _forward(
+    specimen: Specimen, model: nn.Module, ids: Tensor, mode: Mode, documents: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """(embeddings [batch, length, dim], logits [batch, length, vocab]) of one pass that recorded its graph.
 
     Raises:
@@ -127,7 +143,7 @@ def _forward(specimen: Specimen, model: nn.Module, ids: Tensor, mode: Mode) -> t
     model.train(mode == "train")
     set_random_state(0)
     with torch.enable_grad(), specimen.autocast():
-        logits = model(ids.to(specimen.device))[0]
+        logits = model(ids.to(specimen.device), *specimen.beside(documents))[0]
     for hook in hooks:
         hook.remove()
     if not captured:

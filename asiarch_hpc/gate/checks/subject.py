@@ -15,6 +15,7 @@ import re
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -95,7 +96,7 @@ class Specimen:
         self._original: nn.Module | None = None
         self._copied = False
 
-    @property
+    @cached_property
     def asks_for_documents(self) -> bool:
         """Whether the design looks at which documents tokens are of."""
         return bool(getattr(self.fresh(), "asks_for_documents", False))
