@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from kernels.swiglu import swiglu
 from tests.kernels import tune as tuner
 from tests.kernels.bench_case import Case, Draw
 from tests.kernels.conftest import CALLS
-from tests.kernels.tune import Task, around, changed, search, tasks, text_of, tune, value_of, with_rule
+from tests.kernels.tune import Cost, Task, around, changed, search, tasks, text_of, tune, value_of, with_rule
 
 START = {"tile": 32, "states": {"warps": 1}}
 SPACE = {"tile": (16, 32, 64), "states.warps": (1, 2, 4, 8)}
@@ -48,6 +49,21 @@ class TestSearch:
         answers = iter([False, True])
         best = search(START, SPACE, lambda c: 1.0 / c["tile"], lambda: next(answers))
         assert best == START  # of one candidate, 16, which is slower
+
+    def test_rounds_are_prepared_and_the_same_kernels_are_tried_once(self) -> None:
+        """Tiles above 32 are all the same here; of two rounds, the second begins from what the first has found."""
+        prepared, tried, told = [], [], []
+
+        def cost(configuration: dict[str, Any]) -> float | None:
+            tried.append(configuration["tile"])
+            return 1.0 / configuration["tile"]
+
+        best = search(
+            START, {"tile": (16, 32, 64, 128)}, cost, never, prepare=lambda these: prepared.append(len(these)),
+            identity=lambda c: min(c["tile"], 64), better=lambda c, share: told.append((c["tile"], share)),
+        )  # fmt: skip
+        assert best["tile"] == 64
+        assert (tried, prepared, told) == ([32, 16, 64], [4, 4], [(64, 0.5)])
 
     def test_a_start_that_is_wrong(self) -> None:
         with pytest.raises(ValueError, match="the table's own configuration is wrong"):
@@ -97,12 +113,11 @@ class TestWritten:
 
     def tuned(self, path: Path, fast: int, share: float) -> list[str]:
         pytest.importorskip("triton")
+        return self.tuned_by(path, lambda configuration: share if configuration["elements"] == fast else 1.0)
+
+    def tuned_by(self, path: Path, cost: Cost) -> list[str]:
         said: list[str] = []
         shape = (("bits", 16), ("width", 680))
-
-        def cost(configuration: dict[str, Any]) -> float:
-            return share if configuration["elements"] == fast else 1.0
-
         tune(
             Task("swiglu", (shape,), (SWIGLU,)), path, "sm_120", cost, measured={"device": "a GPU"}, out_of_time=never,
             say=said.append,
@@ -124,6 +139,27 @@ class TestWritten:
 
     def test_what_is_not_faster_is_not_written(self, path: Path) -> None:
         self.tuned(path, 2048, 1.0)
+        assert path.read_text() == TABLE.read_text()
+
+    def test_what_is_faster_is_kept_where_a_later_candidate_ends_the_process(self, path: Path) -> None:
+        def cost(configuration: dict[str, Any]) -> float:
+            if configuration["columns"] != 256:
+                raise RuntimeError("CUDA error: an illegal memory access was encountered")
+            return {2048: 1.0, 4096: 0.5}.get(configuration["elements"], 2.0)
+
+        with pytest.raises(RuntimeError, match="illegal memory access"):
+            self.tuned_by(path, cost)
+        [rule] = read_table(path)["sm_120"]["swiglu"]
+        assert rule["configuration"]["elements"] == 4096
+        assert rule["measured"]["share_of_time"] == 0.5
+
+    def test_what_is_not_faster_when_it_is_timed_again_is_not_kept(self, path: Path) -> None:
+        turns = count()
+
+        def cost(configuration: dict[str, Any]) -> float:
+            return 0.5 if configuration["elements"] == 4096 and next(turns) == 0 else 1.0
+
+        self.tuned_by(path, cost)
         assert path.read_text() == TABLE.read_text()
 
     def test_a_table_that_cannot_be_written_stays(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +187,7 @@ def test_candidates_are_checked_before_they_are_timed(cuda: None) -> None:
     draw, said = Draw.from_seed(0, "cpu"), list[str]()
     [task] = tasks([case], lambda case: tuner.asked_shapes(case, draw))
     assert task.shapes == ((("bits", 16), ("width", 6)),)
-    cost = tuner.cost_on_this_gpu(task, draw, said.append)
+    cost = tuner.cost_on_this_gpu(task, draw, said.append, lambda configuration: None)
     assert [cost({"elements": elements}) for elements in (2048, 1024, 4096, 512)] == [1.0, 1.5, None, None]
     assert said[1::2] == [
         "    1.000 of the first one's time",

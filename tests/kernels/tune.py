@@ -1,12 +1,12 @@
 """Extends the table of the kernels' sizes, kernels/configurations.json, by what is fastest on this GPU.
 
-    make tune [ARGS="OPERATION ... --shape WORDS ... --seconds N --output FILE"]
+    make tune [ARGS="OPERATION ... --cases WORDS ... --seconds N --output FILE"]
 
-The shapes are those of bench.py (`make bench-kernels ARGS=--list`). From the table's configuration on, each entry of an
-operation's SPACE (beside its launches) takes each of its values in turn, and what is faster forward and backward stays.
-A candidate's results are compared with float64 before it is timed; one that is wrong or does not run is passed over.
-Shapes for which the kernels ask for the same sizes are tuned together. What is found is written at once, with the
-device, the versions and the date.
+The cases are those of bench.py (`make bench-kernels ARGS=--list`), in the order of the words. From the table's
+configuration on, each entry of an operation's SPACE (beside its launches) takes each of its values in turn, and what is
+faster forward and backward stays. Candidates are compiled side by side first; one that does not fit or might fault is
+never run, and one that is wrong, compared with float64, is never timed. Cases for which the kernels ask for the same
+sizes are tuned together. What is faster is written at once, with the device, the versions and the date.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
@@ -30,6 +30,7 @@ import torch
 from kernels.configurations import TABLE, Shape, device_class, find, read_table, trial
 from tests.kernels.bench import all_cases, use_unverified_kernels
 from tests.kernels.bench_case import Case, Draw, check, first_line, free, measure, results
+from tests.kernels.candidates import Candidates
 
 # The modules that launch each operation's kernels, with its SPACE.
 LAUNCHED_BY = {
@@ -71,31 +72,46 @@ def value_of(configuration: Mapping[str, Any], entry: str) -> Any:
     return value_of(found, rest) if rest and found is not None else found
 
 
-def search(start: Mapping[str, Any], space: Space, cost: Cost, out_of_time: Callable[[], bool]) -> Configuration:
+def as_text(configuration: Mapping[str, Any]) -> str:
+    return json.dumps(configuration, sort_keys=True)
+
+
+def search(
+    start: Mapping[str, Any], space: Space, cost: Cost, out_of_time: Callable[[], bool], *,
+    prepare: Callable[[list[Configuration]], None] = lambda candidates: None,
+    identity: Callable[[Configuration], Hashable] = as_text,
+    better: Callable[[Configuration, float], None] = lambda configuration, cost: None,
+) -> Configuration:  # fmt: skip
     """The configuration that no change of one entry makes faster by more than noise, or the best so far.
+
+    Args:
+        prepare: is given all candidates of a round before the first one's cost is asked for.
+        identity: equal for configurations that cost the same.
+        better: is told of each one that is faster than those before, with its share of the start's cost.
 
     Raises:
         ValueError: the configuration to start with is wrong or does not run.
     """
-    best, known = dict(start), {json.dumps(start, sort_keys=True)}
-    least = cost(best)
-    if least is None:
+    best, known = dict(start), {identity(dict(start))}
+    first = least = cost(best)
+    if first is None or least is None:
         raise ValueError("the table's own configuration is wrong here or does not run; it has to be repaired first")
     improved = True
     while improved:
         improved = False
-        for entry, values in space.items():
-            for value in values:
-                candidate = changed(best, entry, value)
-                key = json.dumps(candidate, sort_keys=True)
-                if value_of(best, entry) == value or key in known:
-                    continue
-                if out_of_time():
-                    return best
-                known.add(key)
-                found = cost(candidate)
-                if found is not None and found < WORTH * least:
-                    best, least, improved = candidate, found, True
+        changes = [(entry, value) for entry, values in space.items() for value in values]
+        prepare([changed(best, *change) for change in changes])
+        for entry, value in changes:
+            candidate = changed(best, entry, value)
+            if value_of(best, entry) == value or identity(candidate) in known:
+                continue
+            if out_of_time():
+                return best
+            known.add(identity(candidate))
+            found = cost(candidate)
+            if found is not None and found < WORTH * least:
+                best, least, improved = candidate, found, True
+                better(best, least / first)
     return best
 
 
@@ -156,13 +172,18 @@ def asked_shapes(case: Case, draw: Draw) -> list[Shape]:
     return asked.shapes
 
 
-def cost_on_this_gpu(task: Task, draw: Draw, say: Callable[[str], None]) -> Cost:
+def cost_on_this_gpu(
+    task: Task, draw: Draw, say: Callable[[str], None], refusal: Callable[[Configuration], str | None]
+) -> Cost:
     """Mean of the cases' times, each in units of its first one."""
     first: dict[str, float] = {}
 
     def cost(configuration: Configuration) -> float | None:
         shares = []
-        say(f"  {json.dumps(configuration)}")  # first, since a compiler may end the process
+        say(f"  {json.dumps(configuration)}")
+        if wrong := refusal(configuration):
+            say(f"    refused: {wrong}")
+            return None
         for case in task.cases:
             try:
                 with trial(task.operation, configuration):
@@ -185,32 +206,49 @@ def cost_on_this_gpu(task: Task, draw: Draw, say: Callable[[str], None]) -> Cost
 
 def tune(
     task: Task, path: Path, device: str, cost: Cost, *, measured: Mapping[str, Any], out_of_time: Callable[[], bool],
-    say: Callable[[str], None],
+    say: Callable[[str], None], candidates: Candidates | None = None,
 ) -> None:  # fmt: skip
-    """Searches, and writes rules for the task's shapes to the table where something faster is found.
+    """Searches, and writes rules for the task's shapes to the table whenever something faster is found.
 
     Args:
         device: class of devices that the rules are for.
         measured: where and when, for the rules.
+        candidates: of the task, from the table's configuration on.
     """
-    start = find(read_table(path), task.operation, device, dict(task.shapes[0]))
-    best = search(start, import_module(LAUNCHED_BY[task.operation]).SPACE, cost, out_of_time)
+    before = read_table(path)
+    start = find(before, task.operation, device, dict(task.shapes[0]))
+
+    def keep(configuration: Configuration, share: float) -> None:
+        noted = {**measured, "cases": [case.name for case in task.cases], "share_of_time": round(share, 3)}
+        table = before
+        for shape in task.shapes:
+            rule = {"shapes": around(dict(shape)), "configuration": configuration, "measured": noted}
+            table = with_rule(table, device, task.operation, rule)
+        write(table, path)
+
+    looking: dict[str, Any] = {"better": keep}
+    if candidates is not None:
+        looking |= {"prepare": candidates.prepare, "identity": partial(_identity, candidates)}
+    best = search(start, import_module(LAUNCHED_BY[task.operation]).SPACE, cost, out_of_time, **looking)
     share = cost(best) if best != start else 1.0
     say(f"{task.operation} {[dict(shape) for shape in task.shapes]}: {share} of the time, {json.dumps(best)}")
-    if share is None or not share < WORTH:
-        return
-    table = read_table(path)
-    noted = {**measured, "cases": [case.name for case in task.cases], "share_of_time": round(share, 3)}
-    for shape in task.shapes:
-        rule = {"shapes": around(dict(shape)), "configuration": best, "measured": noted}
-        table = with_rule(table, device, task.operation, rule)
-    write(table, path)
+    if share is not None and share < WORTH:
+        keep(best, share)
+    else:
+        write(before, path)
+
+
+def _identity(candidates: Candidates, configuration: Configuration) -> Hashable:
+    try:
+        return candidates.identity(configuration)
+    except Exception:
+        return as_text(configuration)  # it will be refused
 
 
 def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("operations", nargs="*", metavar="OPERATION", help=f"of {', '.join(LAUNCHED_BY)}")
-    parser.add_argument("--shape", nargs="+", default=[], metavar="WORDS", help="only shapes with one of these words")
+    parser.add_argument("--cases", nargs="+", default=[""], metavar="WORDS", help="those with one of these words first")
     parser.add_argument("--seconds", type=float, default=math.inf, help="no candidate is tried after so many")
     parser.add_argument("--output", type=Path, default=TABLE, help="the table; it has to exist")
     options = parser.parse_args(words)
@@ -223,9 +261,10 @@ def main(words: Sequence[str] | None = None) -> int:
     end = time.monotonic() + options.seconds
     use_unverified_kernels()
     draw = Draw.from_seed(int(time.time()), "cuda")
-    chosen = [case for case in all_cases() if case.timed and case.sizes in (options.operations or LAUNCHED_BY)]
-    chosen = [case for case in chosen if not options.shape or any(word in case.shape for word in options.shape)]
+    known = [case for case in all_cases() if case.timed and case.sizes in (options.operations or LAUNCHED_BY)]
+    chosen = list({case.name: case for word in options.cases for case in known if word in case.name}.values())
     device = device_class(torch.device("cuda", torch.cuda.current_device()))
+    most_shared = torch.cuda.get_device_properties(torch.cuda.current_device()).shared_memory_per_block_optin
     measured = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "triton": version("triton")}
     measured["date"] = time.strftime("%Y-%m-%d")
     say = partial(print, flush=True)
@@ -233,10 +272,15 @@ def main(words: Sequence[str] | None = None) -> int:
         if time.monotonic() >= end:
             say(f"not tuned for want of time: {task.operation} {[dict(shape) for shape in task.shapes]}")
             continue
-        cost = cost_on_this_gpu(task, draw, say)
-        tune(
-            task, options.output, device, cost, measured=measured, out_of_time=lambda: time.monotonic() >= end, say=say
+        start = find(read_table(options.output), task.operation, device, dict(task.shapes[0]))
+        candidates = Candidates(
+            task.operation, task.cases, start, capability=int(device.removeprefix("sm_")), most_shared=most_shared
         )
+        cost = cost_on_this_gpu(task, draw, say, candidates.refusal)
+        tune(
+            task, options.output, device, cost, measured=measured, out_of_time=lambda: time.monotonic() >= end, say=say,
+            candidates=candidates,
+        )  # fmt: skip
     return 0
 
 
