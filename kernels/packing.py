@@ -98,6 +98,17 @@ def first_tokens(documents: Tensor) -> Tensor:
     return begins
 
 
+def places(documents: Tensor) -> Tensor:
+    """[batch, length] int64, how many tokens of its document come before each one.
+
+    Args:
+        documents: [batch, length] integers, which of its row's documents a token is of.
+    """
+    places_in_row = torch.arange(documents.shape[1], device=documents.device)
+    begins = places_in_row.where(first_tokens(documents), 0).cummax(1).values
+    return places_in_row - begins
+
+
 def forget_before(documents: Tensor, log_decay: Tensor) -> Tensor:
     """Log-decays that keep documents apart, except from nan: -inf where a document begins behind another one.
 

@@ -10,9 +10,10 @@ from kernels.operands import check_shapes
 from kernels.packing import check_documents, first_tokens
 
 _AXES = {"q": "batch length heads key", "k": "batch length heads key", "v": "batch length heads value"}
-# Their product: the nats by which a key lies below those of the next document. More than logits differ by, and
-# exp(-128) is 0 in float32.
+# Their product: the nats by which a key lies below those of the next document, where logits do not differ by more
+# than what is left of it: exp(-104) is 0 in float32.
 _ASKED, _RAISED = 8.0, 16.0
+_NOTHING = 104.0
 _DIGIT = 256  # every smaller integer is a bfloat16
 _WIDTHS = 8  # fused kernels want widths that are multiples of it
 
@@ -46,7 +47,7 @@ def causal_attention(
         q, k = _apart(q, k, documents, scale)
     widest = max(q.shape[-1], v.shape[-1])
     # In one width, with zeros, because the fused kernels take no others.
-    even = [x if x.shape[-1] == widest else F.pad(x, (0, widest - x.shape[-1])) for x in (q, k, v)]
+    even = [x if x.shape[-1] == widest else F.pad(x, (0, widest - x.shape[-1])) for x in (q, k, v.to(q.dtype))]
     query, key, value = (x.transpose(1, 2) for x in even)
     o = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
     return o.transpose(1, 2)[..., : v.shape[-1]].to(v.dtype)
@@ -66,5 +67,17 @@ def _apart(q: Tensor, k: Tensor, documents: Tensor, scale: float) -> tuple[Tenso
     number = first_tokens(documents).cumsum(1)[..., None, None] - 1
     digits = torch.cat((number // _DIGIT * _DIGIT, number % _DIGIT), -1)
     raised = F.pad((_RAISED * digits).to(k.dtype), (0, _WIDTHS - 2)).expand(*k.shape[:3], _WIDTHS)
-    asked = q.new_full((1,), _ASKED / scale).expand(*q.shape[:3], _WIDTHS)
+    asked = (_asked(q, k, scale) / scale).to(q.dtype).unsqueeze(-1).expand(*q.shape[:3], _WIDTHS)
     return torch.cat((q, asked), -1), torch.cat((k, raised), -1)
+
+
+@torch.no_grad()
+def _asked(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """[batch, length, heads], enough for how much the logits of the keys that a token sees can differ.
+
+    In powers of two, so that keys of other documents rarely change what those of a token's own are rounded to.
+    """
+    longest = k.float().norm(dim=-1).cummax(1).values
+    needed = 2 * scale * q.float().norm(dim=-1) * longest + _NOTHING
+    asked: Tensor = _ASKED * (needed / (_ASKED * _RAISED)).clamp(min=1).log2().ceil().exp2()
+    return asked

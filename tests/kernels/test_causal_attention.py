@@ -64,6 +64,23 @@ def test_not_a_bit_crosses_between_documents(dtype: torch.dtype, device: str) ->
     assert error(*kept) < 1e-12
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-2)], ids=str)
+def test_documents_stay_apart_where_logits_differ_by_thousands(
+    dtype: torch.dtype, tolerance: float, device: str
+) -> None:
+    made = operands(60, 8, 8, dtype, device)
+    made["q"] = 300 * made["q"]
+    made["k"][:, :30] *= 10
+    documents = numbered(10, 20, 25, 5).to(device).expand(2, 60)
+    mine, theirs = requiring_grad(made), requiring_grad({name: x.double() for name, x in made.items()})
+    found = causal_attention(**mine, documents=documents)
+    wanted = reference(**theirs, documents=documents)
+    assert error(found, wanted) < tolerance
+    grads = torch.autograd.grad(found[:, 30:].double().square().sum(), list(mine.values()))
+    assert all(float(grad[:, :30].abs().max()) < 1e-30 < float(grad[:, 30:].abs().max()) for grad in grads)
+
+
 def test_operands_that_do_not_fit() -> None:
     made = operands(6, 4, 4, torch.float32)
     with pytest.raises(ValueError, match=r"documents has shape \[2, 5\], expected \[batch, length\], \[2, 6\]"):

@@ -1,7 +1,7 @@
 """Gated DeltaNet (arXiv 2412.06464): the delta rule with a memory that also fades, at a rate that each token sets.
 
 A row's padding may stand anywhere: tokens are moved to the row's end, so rows never share a memory and padding
-never enters one.
+never enters one. Nor do the documents of a row share one, where a caller says which they are.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from fla.modules.l2norm import l2norm  # type: ignore[import-not-found, unused-i
 from torch import Tensor, nn
 
 from kernels.delta_rule import delta_rule
+from kernels.short_convolution import short_convolution
 
 if TYPE_CHECKING:
     from fla.models.utils import Cache  # type: ignore[import-not-found, unused-ignore]
@@ -99,28 +100,36 @@ class DeltaNet(nn.Module):
         past_key_values: Cache | None = None,
         use_cache: bool | None = False,
         output_attentions: bool | None = False,
+        documents: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None, Cache | None]:
-        """hidden_states [batch, length, hidden_size]; attention_mask [batch, length], 0 for padding."""
+        """hidden_states [batch, length, hidden_size]; attention_mask [batch, length], 0 for padding; documents
+        [batch, length] integers, which of its row's documents a token is of, not together with a cache."""
         length = hidden_states.shape[1]
+        if documents is not None and (use_cache or past_key_values is not None):
+            raise ValueError("documents together with a cache: expected one of them")
         tokens = order = None
         if attention_mask is not None:
             tokens = attention_mask[:, -length:] != 0
             order = tokens.long().argsort(dim=1, stable=True).unsqueeze(-1)  # padding first, then the tokens
             hidden_states = hidden_states.masked_fill(~tokens.unsqueeze(-1), 0).take_along_dim(order, 1)
+            if documents is not None:
+                documents = documents.masked_fill(~tokens, -1).take_along_dim(order.squeeze(-1), 1)
             tokens = tokens.take_along_dim(order.squeeze(-1), 1)
         state = self._state(past_key_values)
         if state and tokens is not None and not bool(tokens.all()):
             raise ValueError("padding inside a continuation: continue all rows by the same number of tokens")
 
-        q, k, v, conv_state = self._project(hidden_states, state.get("conv_state"), bool(use_cache))
+        q, k, v, conv_state = self._project(hidden_states, state.get("conv_state"), bool(use_cache), documents)
         beta = torch.ones_like(q[..., 0]) if not self.use_beta else self.b_proj(hidden_states).sigmoid()
         if self.allow_neg_eigval:
             beta = beta * 2
         log_decay = -self.A_log.exp() * F.softplus(self.a_proj(hidden_states).to(self.dt_bias.dtype) + self.dt_bias)
         if tokens is not None:
             beta = beta * tokens.unsqueeze(-1)  # padding stands first: what it does not write need not fade
-        o, memory = delta_rule(q, k, v, beta, log_decay, initial_state=state.get("recurrent_state"))
+        o, memory = delta_rule(
+            q, k, v, beta, log_decay, initial_state=state.get("recurrent_state"), documents=documents
+        )
         if past_key_values is not None and use_cache:
             past_key_values.update(
                 recurrent_state=memory, conv_state=conv_state, layer_idx=self.layer_idx, offset=length
@@ -139,12 +148,18 @@ class DeltaNet(nn.Module):
         return cache[self.layer_idx] if len(cache) > self.layer_idx else {}
 
     def _project(
-        self, x: Tensor, conv_state: tuple[Tensor, ...] | None, keep: bool
+        self, x: Tensor, conv_state: tuple[Tensor, ...] | None, keep: bool, documents: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...] | None]:
         """Queries, keys and values [batch, length, heads, n], and the state of the convolutions."""
         streams = [self.q_proj(x), self.k_proj(x), self.v_proj(x)]
-        if self.use_short_conv:
-            convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d)
+        convolutions = (self.q_conv1d, self.k_conv1d, self.v_conv1d) if self.use_short_conv else ()
+        if convolutions and documents is not None:
+            # By the operation, since flash-linear-attention's module, of the same weights, takes no documents.
+            streams = [
+                short_convolution(s, c.weight.squeeze(1), c.bias, documents=documents)
+                for s, c in zip(streams, convolutions, strict=True)
+            ]
+        elif convolutions:
             old = conv_state or (None, None, None)
             done = [
                 convolve(s, cache=c, output_final_state=keep)

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asiarch_hpc.designs.units.base import Recipe, Unit
+from kernels.causal_attention import causal_attention
 
 
 class SoftmaxAttention(Unit):
@@ -28,17 +29,20 @@ class SoftmaxAttention(Unit):
         q, k, v = self.qkv(X).chunk(3, dim=-1)
         qk, Z = self.qk_norm(torch.cat((q, k)), **Z)
         qk, Z = self.position(qk, **Z)
-        q, k = self.by_head(qk).transpose(1, 2).chunk(2)
-        v = self.by_head(v).transpose(1, 2)
-        log_decay = Z.pop("log_decay", None)
+        q, k = self.by_head(qk).chunk(2)
+        v = self.by_head(v)
+        log_decay, documents = Z.pop("log_decay", None), Z.get("documents")
         if log_decay is None:
-            o = F.scaled_dot_product_attention(q, k, v.to(q.dtype), is_causal=True)
+            o = causal_attention(q, k, v, documents=documents)
         else:
             steps = torch.arange(X.shape[1], device=X.device)
             distance = (steps[:, None] - steps).to(q.dtype)
             bias = (distance * log_decay[:, None, None].to(q.dtype)).masked_fill(distance < 0, -math.inf)
-            o = F.scaled_dot_product_attention(q, k, v.to(q.dtype), attn_mask=bias)
-        o, Z = self.gate(o.transpose(1, 2).flatten(-2), source=X, **Z)
+            if documents is not None:
+                bias = bias.masked_fill((documents[:, :, None] != documents[:, None]).unsqueeze(1), -math.inf)
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v.to(q.dtype)))
+            o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+        o, Z = self.gate(o.flatten(-2), source=X, **Z)
         return self.out(o), Z
 
 
@@ -58,17 +62,20 @@ class MultiQueryAttention(Unit):
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         k, v = self.key_value(X).chunk(2, dim=-1)
         qk, Z = self.position(torch.cat((self.query(X), k.repeat(1, 1, self.heads))), **Z)
-        q, k = self.by_head(qk).transpose(1, 2).chunk(2)
-        v = v.unsqueeze(1).expand(-1, self.heads, -1, -1).to(q.dtype)
-        log_decay = Z.pop("log_decay", None)
+        q, k = self.by_head(qk).chunk(2)
+        v = v.unsqueeze(2).expand(-1, -1, self.heads, -1)
+        log_decay, documents = Z.pop("log_decay", None), Z.get("documents")
         if log_decay is None:
-            o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            o = causal_attention(q, k, v, documents=documents)
         else:
             steps = torch.arange(X.shape[1], device=X.device)
             distance = (steps[:, None] - steps).to(q.dtype)
             bias = (distance * log_decay[:, None, None].to(q.dtype)).masked_fill(distance < 0, -math.inf)
-            o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        o, Z = self.gate(o.transpose(1, 2).flatten(-2), source=X, **Z)
+            if documents is not None:
+                bias = bias.masked_fill((documents[:, :, None] != documents[:, None]).unsqueeze(1), -math.inf)
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v.to(q.dtype)))
+            o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+        o, Z = self.gate(o.flatten(-2), source=X, **Z)
         return self.out(o), Z
 
 
@@ -100,8 +107,13 @@ class SlidingWindowAttention(Unit):
         distance = mine[:, None] + window - torch.arange(2 * window, device=X.device)
         hidden = ((distance < 0) | (distance >= window)).repeat(q.shape[1], 1, 1)
         hidden[0, :, :window] = True  # the first block has none before it
+        documents = Z.get("documents")
+        if documents is not None:
+            own = torch.unflatten(F.pad(documents, (0, -length % window)), 1, (-1, window))
+            seen = torch.cat((own.roll(1, dims=1), own), dim=-1)
+            hidden = hidden | (own.unsqueeze(-1) != seen.unsqueeze(-2))
         log_decay = Z.pop("log_decay", torch.zeros(1, device=X.device)).to(q.dtype)
-        bias = (distance * log_decay[:, None, None]).masked_fill(hidden.unsqueeze(1), -math.inf)
+        bias = (distance * log_decay[:, None, None]).masked_fill(hidden.unsqueeze(-3), -math.inf)
         o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(2, 3).flatten(1, 2)
         o, Z = self.gate(o[:, :length].flatten(-2), source=X, **Z)
         return self.out(o), Z
@@ -123,19 +135,22 @@ class DifferentialAttention(Unit):
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         qk, Z = self.position(torch.cat(self.qk(X).chunk(2, dim=-1)), **Z)
-        q, k = qk.unflatten(-1, (2 * self.heads, -1)).transpose(1, 2).chunk(2)
-        v = self.by_head(self.value(X)).transpose(1, 2).repeat(1, 2, 1, 1).to(q.dtype)
-        log_decay = Z.pop("log_decay", None)
+        q, k = qk.unflatten(-1, (2 * self.heads, -1)).chunk(2)
+        v = self.by_head(self.value(X)).repeat(1, 1, 2, 1)
+        log_decay, documents = Z.pop("log_decay", None), Z.get("documents")
         if log_decay is None:
-            o = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+            o = causal_attention(q, k, v, documents=documents)
         else:
             steps = torch.arange(X.shape[1], device=X.device)
             distance = (steps[:, None] - steps).to(q.dtype)
             bias = (distance * log_decay[:, None, None].to(q.dtype)).masked_fill(distance < 0, -math.inf)
-            o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        kept, removed = o.chunk(2, dim=1)
-        o = kept - self.subtracted[:, None, None].to(o.dtype) * removed
-        o, Z = self.norm(o.transpose(1, 2).flatten(-2), **Z)
+            if documents is not None:
+                bias = bias.masked_fill((documents[:, :, None] != documents[:, None]).unsqueeze(1), -math.inf)
+            q, k, v = (x.transpose(1, 2) for x in (q, k, v.to(q.dtype)))
+            o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+        kept, removed = o.chunk(2, dim=2)
+        o = kept - self.subtracted[:, None].to(o.dtype) * removed
+        o, Z = self.norm(o.flatten(-2), **Z)
         return self.out(o), Z
 
 
@@ -162,7 +177,10 @@ class ForgettingAttention(Unit):
         kept = F.logsigmoid(self.forget(X) + self.forget_bias)
         kept = (kept + Z.pop("log_decay", torch.zeros_like(self.forget_bias))).cumsum(1).transpose(1, 2)
         steps = torch.arange(X.shape[1], device=X.device)
-        bias = (kept.unsqueeze(-1) - kept.unsqueeze(-2)).masked_fill(steps[:, None] < steps, -math.inf).to(q.dtype)
+        hidden, documents = steps[:, None] < steps, Z.get("documents")
+        if documents is not None:
+            hidden = hidden | (documents[:, :, None] != documents[:, None]).unsqueeze(1)
+        bias = (kept.unsqueeze(-1) - kept.unsqueeze(-2)).masked_fill(hidden, -math.inf).to(q.dtype)
         o = F.scaled_dot_product_attention(q, k, self.by_head(v).transpose(1, 2).to(q.dtype), attn_mask=bias)
         o, Z = self.gate(o.transpose(1, 2).flatten(-2), source=X, **Z)
         return self.out(o), Z

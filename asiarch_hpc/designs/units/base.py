@@ -10,6 +10,9 @@ class Unit(nn.Module):
     """A causal function (X, **Z) -> (X, Z) with X [batch, length, dim] and named side values Z.
 
     A unit that reads a side value takes it out of Z; everything else in Z is passed on. `heads` divides `dim`.
+
+    `documents` in Z, which stays there, says which of its row's documents a token is of: [batch, length] integers.
+    Nothing crosses from one to another.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from asiarch_hpc.designs.units.base import Recipe, Unit
 from kernels.long_convolution import long_convolution
+from kernels.packing import previous
 
 
 class GatedConvolution(Unit):
@@ -75,6 +76,10 @@ class DynamicConvolution(Unit):
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         weights = torch.softmax(self.by_head(self.predict(X)), dim=-1)
+        documents = Z.get("documents")
+        if documents is not None:
+            before = F.pad(documents, (self.width - 1, 0)).unfold(1, self.width, 1)
+            weights = weights.masked_fill((before != documents.unsqueeze(-1)).unsqueeze(2), 0.0)
         past = F.pad(self.by_head(self.value(X)), (0, 0, 0, 0, self.width - 1, 0)).unfold(1, self.width, 1)
         o = torch.einsum("blhdw,blhw->blhd", past, weights).flatten(-2)
         o, Z = self.gate(o, source=X, **Z)
@@ -94,9 +99,8 @@ class HeadShift(Unit):
         self.out = self.linear(self.dim, self.dim)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        v = self.value(X)
-        backs = [min(2 ** (head % 8), X.shape[1]) for head in range(self.heads)]
+        v, documents = self.value(X), Z.get("documents")
         heads = v.chunk(self.heads, dim=-1)
-        past = torch.cat([F.pad(x, (0, 0, back, -back)) for x, back in zip(heads, backs, strict=True)], dim=-1)
+        past = torch.cat([previous(x, documents, 2 ** (head % 8)) for head, x in enumerate(heads)], dim=-1)
         o, Z = self.gate(torch.lerp(v, past, self.share.to(v.dtype)), source=X, **Z)
         return self.out(o), Z

@@ -9,6 +9,7 @@ from torch import Tensor
 from asiarch_hpc.designs.units.base import Unit
 from kernels.linear_scan import linear_scan
 from kernels.long_convolution import long_convolution
+from kernels.packing import previous
 from kernels.short_convolution import short_convolution
 
 
@@ -23,7 +24,8 @@ class ShortConvolution(Unit):
         self.taps = self.weight(self.dim, width, std=width**-0.5)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return short_convolution(X, self.taps, activation="silu" if self.silu else None), Z
+        documents = Z.get("documents")
+        return short_convolution(X, self.taps, activation="silu" if self.silu else None, documents=documents), Z
 
 
 class DilatedConvolution(Unit):
@@ -37,8 +39,14 @@ class DilatedConvolution(Unit):
         self.taps = self.weight(self.dim, 1, width, std=width**-0.5)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        past = F.pad(X.transpose(1, 2), (self.reach, 0))
-        return X + F.conv1d(past, self.taps.to(X.dtype), dilation=self.dilation, groups=self.dim).transpose(1, 2), Z
+        documents, taps = Z.get("documents"), self.taps.to(X.dtype)
+        if documents is None:
+            past = F.pad(X.transpose(1, 2), (self.reach, 0))
+            return X + F.conv1d(past, taps, dilation=self.dilation, groups=self.dim).transpose(1, 2), Z
+        Y = torch.addcmul(X, X, taps[:, 0, -1])
+        for tap in range(taps.shape[-1] - 1):
+            Y = torch.addcmul(Y, previous(X, documents, self.reach - tap * self.dilation), taps[:, 0, tap])
+        return Y, Z
 
 
 class MultiScaleConvolution(Unit):
@@ -53,8 +61,7 @@ class MultiScaleConvolution(Unit):
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         Y, mean, reach = X, X, 1
         for share in self.mix.unbind():
-            back = min(reach, X.shape[1])
-            mean = 0.5 * (mean + F.pad(mean, (0, 0, back, -back)))
+            mean = 0.5 * (mean + previous(mean, Z.get("documents"), reach))
             Y = torch.addcmul(Y, mean, share)
             reach = 2 * reach
         return Y, Z
@@ -84,7 +91,7 @@ class MovingAverage(Unit):
         self.share = self.weight(self.dim)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        average = linear_scan(X * torch.sigmoid(-self.forget), F.logsigmoid(self.forget))
+        average = linear_scan(X * torch.sigmoid(-self.forget), F.logsigmoid(self.forget), documents=Z.get("documents"))
         return torch.lerp(X, average.to(X.dtype), torch.sigmoid(self.share).to(X.dtype)), Z
 
 
@@ -97,7 +104,7 @@ class TokenShift(Unit):
         self.share = self.spread(0.0, 1.0, self.dim)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        return torch.lerp(X, F.pad(X, (0, 0, 1, -1)), self.share.to(X.dtype)), Z
+        return torch.lerp(X, previous(X, Z.get("documents")), self.share.to(X.dtype)), Z
 
 
 class NoConvolution(Unit):

@@ -30,7 +30,7 @@ class DeltaRule(Unit):
         qkv, Z = self.convolution(self.qkv(X), **Z)
         q, k, v = (self.by_head(x) for x in qkv.chunk(3, dim=-1))
         beta = self.most * torch.sigmoid(self.strength(X))
-        o, _ = delta_rule(q, k, v, beta, normalise=True)
+        o, _ = delta_rule(q, k, v, beta, normalise=True, documents=Z.get("documents"))
         o, Z = self.norm(o.flatten(-2), **Z)
         o, Z = self.gate(o, source=X, **Z)
         return self.out(o), Z
@@ -67,7 +67,7 @@ class GatedDeltaRule(Unit):
         q, k, v = (self.by_head(x) for x in qkv.split((self.key_dim, self.key_dim, self.value_dim), dim=-1))
         beta = self.most * torch.sigmoid(self.strength(X))
         log_decay = -self.log_rate.exp() * F.softplus(self.step(X) + self.step_bias)
-        o, _ = delta_rule(q, k, v, beta, log_decay, normalise=True)
+        o, _ = delta_rule(q, k, v, beta, log_decay, normalise=True, documents=Z.get("documents"))
         o, Z = self.norm(o.flatten(-2), **Z)
         o, Z = self.gate(o, source=X, **Z)
         return self.out(o), Z
@@ -96,7 +96,10 @@ class DeltaProduct(Unit):
         k, v = kv.unflatten(-1, (self.steps, self.heads, -1)).flatten(1, 2).chunk(2, dim=-1)
         beta = torch.unflatten(self.most * torch.sigmoid(self.strength(X)), -1, (self.steps, -1)).flatten(1, 2)
         q = self.by_head(self.query(X)).repeat_interleave(self.steps, dim=1)
-        o, _ = delta_rule(q, k, v, beta, normalise=True)
+        documents = Z.get("documents")
+        if documents is not None:
+            documents = documents.repeat_interleave(self.steps, dim=1)
+        o, _ = delta_rule(q, k, v, beta, normalise=True, documents=documents)
         o, Z = self.norm(o[:, self.steps - 1 :: self.steps].flatten(-2), **Z)
         o, Z = self.gate(o, source=X, **Z)
         return self.out(o), Z

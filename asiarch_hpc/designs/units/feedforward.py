@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asiarch_hpc.designs.units.base import Recipe, Unit
+from kernels.packing import previous
 from kernels.swiglu import swiglu
 
 
@@ -89,7 +90,7 @@ class RWKVChannelMix(Unit):
         self.gate = self.linear(self.dim, self.dim)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        change = F.pad(X, (0, 0, 1, -1)) - X
+        change = previous(X, Z.get("documents")) - X
         key = self.key(torch.addcmul(X, change, self.key_shift))
         gate = self.gate(torch.addcmul(X, change, self.gate_shift))
         return torch.sigmoid(gate) * self.value(F.relu(key).square()), Z

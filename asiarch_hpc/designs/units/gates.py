@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asiarch_hpc.designs.units.base import Unit
+from kernels.packing import previous
 
 
 class SigmoidGate(Unit):
@@ -85,7 +86,7 @@ class ChangeGate(Unit):
 
     def forward(self, X: Tensor, source: Tensor | None = None, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         source = X if source is None else source
-        change = source - F.pad(source, (0, 0, 1, -1))
+        change = source - previous(source, Z.get("documents"))
         return X * torch.sigmoid(self.project(change) + self.bias), Z
 
 

@@ -33,7 +33,8 @@ class LinearAttention(Unit):
         if log_decay is not None:
             log_decay = log_decay.expand(*q.shape[:3])
         # A channel of ones beside the values sums the weights.
-        o, _ = linear_attention(q, k, F.pad(self.by_head(v), (0, 1), value=1.0), log_decay, scale=1.0)
+        v = F.pad(self.by_head(v), (0, 1), value=1.0)
+        o, _ = linear_attention(q, k, v, log_decay, scale=1.0, documents=Z.get("documents"))
         o = o[..., :-1] / o[..., -1:].abs().clamp(min=1.0)
         o, Z = self.norm(o.flatten(-2), **Z)
         o, Z = self.gate(o, source=X, **Z)
@@ -61,7 +62,7 @@ class Retention(Unit):
         q, k = self.by_head(qk).chunk(2)
         head = torch.arange(self.heads, device=X.device, dtype=torch.promote_types(X.dtype, torch.float32))
         log_decay = torch.log1p(-torch.exp2(-5.0 - head)) + Z.pop("log_decay", torch.zeros_like(head))
-        o, _ = linear_attention(q, k, self.by_head(v), log_decay.expand(*q.shape[:3]))
+        o, _ = linear_attention(q, k, self.by_head(v), log_decay.expand(*q.shape[:3]), documents=Z.get("documents"))
         o, Z = self.norm(o.flatten(-2), **Z)
         o, Z = self.gate(o, source=X, **Z)
         return self.out(o), Z
@@ -93,7 +94,8 @@ class GatedLinearAttention(Unit):
         qkv, Z = self.convolution(self.qkv(X), **Z)
         q, k, v = (self.by_head(x) for x in qkv.split((self.key_dim, self.key_dim, self.dim), dim=-1))
         decay = self.decay_up(self.decay_down(X)) + self.decay_bias
-        o, _ = linear_attention(q, k, v, self.by_head(F.logsigmoid(decay) / self.slowness))
+        log_decay = self.by_head(F.logsigmoid(decay) / self.slowness)
+        o, _ = linear_attention(q, k, v, log_decay, documents=Z.get("documents"))
         o, Z = self.norm(o.flatten(-2), **Z)
         o, Z = self.gate(o, source=X, **Z)
         return self.out(o), Z
@@ -117,9 +119,8 @@ class HGRN2(Unit):
         qfv, Z = self.convolution(self.qfv(X), **Z)
         q, f, v = qfv.chunk(3, dim=-1)
         written = torch.sigmoid(-self.floor) * torch.sigmoid(-f)
-        o, _ = linear_attention(
-            self.by_head(F.silu(q)), self.by_head(written), self.by_head(v), self.by_head(torch.log1p(-written))
-        )
+        operands = (self.by_head(x) for x in (F.silu(q), written, v, torch.log1p(-written)))
+        o, _ = linear_attention(*operands, documents=Z.get("documents"))
         o, Z = self.norm(o.flatten(-2), **Z)
         o, Z = self.gate(o, source=X, **Z)
         return self.out(o), Z
@@ -148,7 +149,7 @@ class MatrixLSTM(Unit):
         let_in, forget = self.gates(X).chunk(2, dim=-1)
         k = k * torch.sigmoid(let_in + self.input_bias).unsqueeze(-1)
         v = F.pad(self.by_head(self.value(X)), (0, 1), value=1.0)
-        o, _ = linear_attention(q, k, v, F.logsigmoid(forget + self.forget_bias))
+        o, _ = linear_attention(q, k, v, F.logsigmoid(forget + self.forget_bias), documents=Z.get("documents"))
         o = o[..., :-1] / o[..., -1:].abs().clamp(min=1.0)
         o, Z = self.norm(o.flatten(-2), **Z)
         o, Z = self.gate(o, source=X, **Z)

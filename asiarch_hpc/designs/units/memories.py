@@ -49,9 +49,11 @@ class SlotMemory(Unit):
         q, k, v = (self.by_head(x) for x in self.qkv(X).chunk(3, dim=-1))
         write = torch.softmax(self.by_head(self.address(X)), dim=-1)
         log_decay = F.logsigmoid(self.fade(X) + self.fade_bias)
+        documents = Z.get("documents")
         # What each slot holds for keys is compared with the query; the slots' values are then read by that.
-        match, _ = linear_attention(q, k, write, log_decay)
-        o, _ = linear_attention(torch.softmax(match, dim=-1), write, v, log_decay, scale=1.0)
+        match, _ = linear_attention(q, k, write, log_decay, documents=documents)
+        read = torch.softmax(match, dim=-1)
+        o, _ = linear_attention(read, write, v, log_decay, scale=1.0, documents=documents)
         return self.out(F.rms_norm(o, (self.head_dim,), eps=1e-5).flatten(-2)), Z
 
 
@@ -72,7 +74,8 @@ class TimescaleMemory(Unit):
         span = torch.arange(self.spans, device=X.device, dtype=torch.promote_types(X.dtype, torch.float32))
         kept = (1.0 - torch.exp2(-1.0 - 2.0 * span)).repeat_interleave(self.narrow)
         put_in = self.write(X).repeat(1, 1, self.spans) * torch.sqrt(1.0 - kept * kept).to(X.dtype)
-        averages = torch.unflatten(linear_scan(put_in, torch.log(kept)), -1, (self.spans, -1))
+        averages = linear_scan(put_in, torch.log(kept), documents=Z.get("documents"))
+        averages = torch.unflatten(averages, -1, (self.spans, -1))
         weights = torch.softmax(self.choose(X), dim=-1).unsqueeze(-1)
         return self.read(F.silu((averages * weights).sum(-2))), Z
 
@@ -92,5 +95,6 @@ class DeltaMemory(Unit):
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         q, k = self.by_head(self.query_key(X)).chunk(2, dim=-1)
         q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
-        o, _ = delta_rule(q, k, self.by_head(self.value(X)), torch.sigmoid(self.strength(X)), scale=1.0)
+        v, beta = self.by_head(self.value(X)), torch.sigmoid(self.strength(X))
+        o, _ = delta_rule(q, k, v, beta, scale=1.0, documents=Z.get("documents"))
         return self.out(o.flatten(-2)), Z

@@ -2,6 +2,9 @@
 
 A unit either changes X or leaves `log_decay` [heads] in Z: what a key loses per step of distance. Softmax
 attention adds it to its scores, linear attention decays its state by it.
+
+`documents` in Z stay [batch, length]. Whoever turns queries and keys counts on from one document to the next, since
+products see differences alone.
 """
 
 # ruff: noqa: RUF012 -- the declarations are read as text and never changed
@@ -13,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from asiarch_hpc.designs.units.base import Unit
+from kernels.packing import places
 
 
 class Rotary(Unit):
@@ -84,9 +88,12 @@ class Sinusoids(Unit):
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         half = self.head_dim // 2
         channels = torch.arange(half, device=X.device, dtype=torch.promote_types(X.dtype, torch.float32))
-        steps = torch.arange(X.shape[1], device=X.device, dtype=torch.promote_types(X.dtype, torch.float32))
-        angles = torch.outer(steps, torch.exp(channels * (-math.log(10000.0) / half)))
-        waves = torch.cat((angles.sin(), angles.cos()), dim=-1).to(X.dtype).repeat(1, self.heads)
+        steps = torch.arange(X.shape[1], device=X.device, dtype=channels.dtype).unsqueeze(0)
+        documents = Z.get("documents")
+        if documents is not None:
+            steps = places(documents).to(channels.dtype).repeat(len(X) // len(documents), 1)
+        angles = steps.unsqueeze(-1) * torch.exp(channels * (-math.log(10000.0) / half))
+        waves = torch.cat((angles.sin(), angles.cos()), dim=-1).to(X.dtype).repeat(1, 1, self.heads)
         return torch.addcmul(X, waves, self.scale), Z
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from asiarch_hpc.designs.units.base import Recipe, Unit
 from kernels.linear_scan import linear_scan
+from kernels.packing import places
 
 
 class MovingAverageMixer(Unit):
@@ -30,7 +31,8 @@ class MovingAverageMixer(Unit):
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         v = self.value(X)
         put_in = v.repeat(1, 1, self.averages) * torch.sigmoid(-self.forget)
-        states = torch.unflatten(linear_scan(put_in, F.logsigmoid(self.forget)), -1, (self.averages, -1))
+        states = linear_scan(put_in, F.logsigmoid(self.forget), documents=Z.get("documents"))
+        states = torch.unflatten(states, -1, (self.averages, -1))
         o = F.silu((states * self.read).sum(-2) + v * self.direct)
         o, Z = self.norm(o, **Z)
         o, Z = self.gate(o, source=X, **Z)
@@ -57,7 +59,7 @@ class MinimalGRU(Unit):
         update, candidate = self.update_candidate(local).chunk(2, dim=-1)
         update = update + self.update_bias
         # log(1 - sigmoid(u)) is -softplus(u) without cancellation.
-        h = linear_scan(torch.sigmoid(update) * candidate, -F.softplus(update))
+        h = linear_scan(torch.sigmoid(update) * candidate, -F.softplus(update), documents=Z.get("documents"))
         h, Z = self.gate(h, source=X, **Z)
         return self.out(h), Z
 
@@ -84,7 +86,7 @@ class GatedLinearRecurrence(Unit):
         slow, let_in = (gate.flatten(-2) for gate in gates.chunk(2, dim=-1))
         log_decay = -8.0 * F.softplus(self.rate) * slow
         kept_variance = torch.sqrt(-torch.expm1(2.0 * log_decay) + 1e-6)
-        h = linear_scan(kept_variance * let_in * x, log_decay)
+        h = linear_scan(kept_variance * let_in * x, log_decay, documents=Z.get("documents"))
         h, Z = self.gate(h, source=X, **Z)
         return self.out(h), Z
 
@@ -104,7 +106,13 @@ class CumulativeAverage(Unit):
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         v = self.value(X)
         count = torch.arange(1, X.shape[1] + 1, device=X.device, dtype=torch.promote_types(X.dtype, torch.float32))
-        mean = (v.to(count.dtype).cumsum(1) / count.unsqueeze(-1)).to(v.dtype)
+        documents, sums = Z.get("documents"), v.to(count.dtype)
+        if documents is None:
+            sums = sums.cumsum(1)
+        else:
+            count = 1 + places(documents).to(count.dtype)
+            sums = linear_scan(sums, torch.zeros_like(sums), documents=documents)
+        mean = (sums / count.unsqueeze(-1)).to(v.dtype)
         mean, Z = self.norm(mean, **Z)
         mean, Z = self.gate(mean, source=X, **Z)
         return self.out(mean), Z

@@ -3,12 +3,12 @@
 # ruff: noqa: RUF012 -- the declarations are read as text and never changed
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from asiarch_hpc.designs.units.base import Recipe, Unit
 from kernels.linear_attention import linear_attention
 from kernels.linear_scan import linear_scan
+from kernels.packing import previous
 
 
 class RWKV6TimeMix(Unit):
@@ -35,16 +35,16 @@ class RWKV6TimeMix(Unit):
         self.out = self.linear(self.dim, self.dim)
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        change = F.pad(X, (0, 0, 1, -1)) - X
+        documents = Z.get("documents")
+        change = previous(X, documents) - X
         low = torch.tanh(self.shift_down(torch.addcmul(X, change, self.first_shift)))
         low = torch.unflatten(low, -1, (5, -1))
         shift = torch.einsum("blsr,srd->sbld", low, self.shift_up) + self.shift[:, None, None]
         for_r, for_k, for_v, for_gate, for_decay = torch.addcmul(X, change, shift).unbind()
         decay = self.decay + torch.tanh(self.decay_down(for_decay)) @ self.decay_up
         r, k, v = self.receptance(for_r), self.key(for_k), self.value(for_v)
-        o, _ = linear_attention(
-            *(self.by_head(x) for x in (r, k, v, -decay.exp())), bonus=self.bonus, scale=1.0
-        )  # fmt: skip
+        operands = (self.by_head(x) for x in (r, k, v, -decay.exp()))
+        o, _ = linear_attention(*operands, bonus=self.bonus, scale=1.0, documents=documents)
         o, Z = self.norm(o.flatten(-2), **Z)
         o, Z = self.gate(o, source=for_gate, **Z)
         return self.out(o), Z
@@ -68,8 +68,10 @@ class RWKV4TimeMix(Unit):
         shifted, Z = self.shift(X, **Z)
         k, v = self.key_value(shifted).chunk(2, dim=-1)
         weight = torch.exp(8.0 * torch.tanh(k / 8.0))  # within [e^-8, e^8]: sums of many stay finite
-        sums = linear_scan(torch.cat((weight * v, weight), dim=-1), -self.decay.exp().repeat(2))
-        past, past_weight = F.pad(sums, (0, 0, 1, -1)).chunk(2, dim=-1)
+        documents = Z.get("documents")
+        put_in = torch.cat((weight * v, weight), dim=-1)
+        sums = linear_scan(put_in, -self.decay.exp().repeat(2), documents=documents)
+        past, past_weight = previous(sums, documents).chunk(2, dim=-1)
         own = weight * self.bonus.exp()
         average = (past + own * v) / (past_weight + own)
         return self.out(torch.sigmoid(self.receptance(shifted)) * average), Z

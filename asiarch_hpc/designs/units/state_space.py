@@ -35,7 +35,8 @@ class Mamba2(Unit):
         x = self.by_head(x)
         step = F.softplus(self.step(X) + self.step_bias)
         b, c = (shared.unsqueeze(2).expand(-1, -1, self.heads, -1) for shared in (b, c))
-        o, _ = linear_attention(c, b, x * step.unsqueeze(-1), -self.log_rate.exp() * step, scale=1.0)
+        put_in, log_decay = x * step.unsqueeze(-1), -self.log_rate.exp() * step
+        o, _ = linear_attention(c, b, put_in, log_decay, scale=1.0, documents=Z.get("documents"))
         o = o + x * self.direct.unsqueeze(-1)
         o, Z = self.gate(o.flatten(-2), source=X, **Z)
         o, Z = self.norm(o, **Z)
