@@ -73,4 +73,4 @@ def test_a_leak_planted_into_a_seed_is_caught(tmp_path: Path) -> None:
     leaking = "return X + 0.1 * X.mean(1, keepdim=True), Z".join(source.rsplit("return X, Z", 1))
     report = examine(leaking, tmp_path)
     refused = {item.code for item in report.findings if item.severity == "reject"}
-    assert refused == {"causality.leak", "causality.gradient"}, to_text(report)
+    assert refused == {"causality.leak", "causality.gradient", "causality.documents"}, to_text(report)
