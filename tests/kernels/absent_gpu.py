@@ -3,7 +3,9 @@ compiled."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
@@ -22,6 +24,7 @@ from kernels.delta_rule import operation as delta_operation
 from kernels.linear_attention import operation as attention_operation
 from kernels.linear_scan import operation as scan_operation
 from kernels.short_convolution import operation as convolution_operation
+from tests.kernels.bench_case import Case, Draw, results
 
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]  # kernel, arguments, and those by keyword
 
@@ -67,11 +70,39 @@ def absent_gpu(capability: int) -> Iterator[list[Launch]]:
         yield noted
 
 
-def compiled(launch: Launch, capability: int) -> Any:
-    """What Triton would launch there."""
+def launches(case: Case, capability: int = 90, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
+    """Of a forward and backward pass at full size, none of which happens; `dtype` in place of bfloat16."""
+
+    def lowered(x: Tensor) -> Tensor:
+        return x.to(dtype) if x.dtype == torch.bfloat16 else x
+
+    made = case.operands(Draw("meta", None), case.batch)
+    operands = tuple(lowered(x.detach()).requires_grad_(x.requires_grad) for x in made)
+    with absent_gpu(capability) as noted:
+        results(case.ours, operands)
+    return noted
+
+
+def compiled(wanted: Iterable[Launch], capability: int) -> list[Any]:
+    """What Triton would launch there, or the exception that it raises, of each; compiled side by side, and left in
+    Triton's cache."""
+
+    def one(launch: Launch) -> Any:
+        kernel, arguments, options = launch
+        try:
+            return kernel.run(*arguments, grid=(1,), warmup=True, **options)
+        except Exception as failure:
+            return failure
+
+    with absent_driver(capability), ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(one, wanted))
+
+
+def key_of(launch: Launch) -> tuple[Any, ...]:
+    """Equal for launches of what is compiled alike."""
     kernel, arguments, options = launch
-    with absent_driver(capability):
-        return kernel.run(*arguments, grid=(1,), warmup=True, **options)
+    said = (f"{x.dtype} {x.data_ptr() % 16}" if isinstance(x, Pointer) else repr(x) for x in arguments)
+    return kernel.fn.__module__, kernel.__name__, *said, repr(sorted(options.items()))
 
 
 @contextmanager

@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 
@@ -251,6 +252,20 @@ def environment(peak: Peaks, seed: int) -> str:
     )
 
 
+def compile_kernels(cases: Sequence[Case]) -> str:
+    """All kernels of the cases, side by side; one after the other they take minutes."""
+    # Here, because it loads Triton, which a list of the cases needs not.
+    from tests.kernels.absent_gpu import compiled, key_of, launches
+
+    begun, wanted = time.monotonic(), {}
+    capability = int("".join(str(n) for n in torch.cuda.get_device_capability()))
+    for case in cases:
+        with suppress(Exception):  # the check will tell
+            wanted |= {key_of(launch): launch for launch in launches(case, capability)}
+    compiled(wanted.values(), capability)
+    return f"{len(wanted)} kernels compiled in {time.monotonic() - begun:.0f} s."
+
+
 def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", nargs="+", default=[], metavar="OPERATION")
@@ -291,6 +306,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         device = on_this_gpu(seed, rivals)
         print(environment(device.peaks, seed), flush=True)
+        print(compile_kernels(cases), flush=True)
         return run(
             cases, device, rivals=lambda name: any(word in name for word in options.rivals),
             rival_seconds=options.rival_seconds, end=begun + options.seconds, clock=time.monotonic,

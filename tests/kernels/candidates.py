@@ -3,15 +3,13 @@ those that would not run, or might fault, are refused."""
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from kernels.configurations import Configuration, trial
-from tests.kernels.absent_gpu import Launch, Pointer, absent_driver, absent_gpu
-from tests.kernels.bench_case import Case, Draw, first_line, results
+from tests.kernels.absent_gpu import Launch, compiled, key_of, launches
+from tests.kernels.bench_case import Case, first_line
 
 # Operands of Hopper's products in rows narrower than 128 bytes: with Triton 3.6 some launches of such a kernel of the
 # delta rule accessed memory that is not theirs (kernels/delta_rule/README.md).
@@ -35,23 +33,23 @@ class Candidates:
         self.capability, self.most_shared = capability, most_shared
         self._known: dict[Key, tuple[str | None, bool]] = {}  # what is wrong, and whether it has narrow rows
         self.prepare([trusted])
-        self.trusted = {key[0] for key in self.identity(trusted) if self._known[key][1]}
+        self.trusted = {key[:2] for key in self.identity(trusted) if self._known[key][1]}
 
     def identity(self, configuration: Configuration) -> frozenset[Key]:
         """Equal for configurations that launch the same kernels. Raises what making or launching them raises."""
-        return frozenset(_key(launch) for launch in self._launches(configuration))
+        return frozenset(key_of(launch) for launch in self._launches(configuration))
 
     def prepare(self, configurations: Iterable[Configuration]) -> None:
         """Compiles them all."""
         wanted: dict[Key, Launch] = {}
         for configuration in configurations:
             try:
-                made = {_key(launch): launch for launch in self._launches(configuration)}
+                made = {key_of(launch): launch for launch in self._launches(configuration)}
             except Exception:
                 continue  # to be told when it is asked for
             wanted |= {key: launch for key, launch in made.items() if key not in self._known}
-        with absent_driver(self.capability), ThreadPoolExecutor(os.cpu_count()) as pool:
-            self._known |= dict(zip(wanted, pool.map(self._look, wanted.values()), strict=True))
+        found = compiled(wanted.values(), self.capability)
+        self._known |= {key: self._look(built) for key, built in zip(wanted, found, strict=True)}
 
     def refusal(self, configuration: Configuration) -> str | None:
         """Why it is not to be tried, or None."""
@@ -63,30 +61,18 @@ class Candidates:
         for key in keys:
             wrong, narrow = self._known[key]
             if wrong:
-                return f"{key[0]}: {wrong}"
-            if narrow and key[0] not in self.trusted:
-                return f"{key[0]}: a product of rows narrower than 128 bytes"
+                return f"{key[1]}: {wrong}"
+            if narrow and key[:2] not in self.trusted:
+                return f"{key[1]}: a product of rows narrower than 128 bytes"
         return None
 
     def _launches(self, configuration: Configuration) -> list[Launch]:
-        with absent_gpu(self.capability) as noted, trial(self.operation, configuration):
-            for case in self.cases:
-                results(case.ours, case.operands(Draw("meta", None), case.batch))
-        return noted
+        with trial(self.operation, configuration):
+            return [launch for case in self.cases for launch in launches(case, self.capability)]
 
-    def _look(self, launch: Launch) -> tuple[str | None, bool]:
-        kernel, arguments, options = launch
-        try:
-            built = kernel.run(*arguments, grid=(1,), warmup=True, **options)
-        except Exception as failure:
-            return first_line(failure), False
-        text = built.asm["ttgir"]
+    def _look(self, built: Any) -> tuple[str | None, bool]:
+        if isinstance(built, Exception):
+            return first_line(built), False
+        text, over = built.asm["ttgir"], built.metadata.shared - self.most_shared
         narrow = "warp_group_dot" in text and NARROW.search(text) is not None
-        over = built.metadata.shared - self.most_shared
         return (f"{over} bytes more of shared memory than there are" if over > 0 else None), narrow
-
-
-def _key(launch: Launch) -> Key:
-    kernel, arguments, options = launch
-    said = (f"{x.dtype} {x.data_ptr() % 16}" if isinstance(x, Pointer) else repr(x) for x in arguments)
-    return kernel.__name__, *said, repr(sorted(options.items()))

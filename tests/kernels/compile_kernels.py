@@ -21,12 +21,11 @@ from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
-from torch import Tensor
 
 from tests.kernels import bench_channels, bench_mixers
-from tests.kernels.absent_gpu import Launch, absent_gpu, compiled
+from tests.kernels.absent_gpu import Launch, compiled, launches
 from tests.kernels.bench import all_cases
-from tests.kernels.bench_case import Case, Draw, first_line, results
+from tests.kernels.bench_case import Case, first_line
 
 # Shared memory that a block may have, by compute capability.
 MOST_SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
@@ -54,7 +53,9 @@ class Use:
 
 def use(launch: Launch, capability: int) -> Use:
     """Compiles a kernel. What cannot be compiled raises what Triton raises."""
-    built = compiled(launch, capability)
+    [built] = compiled([launch], capability)
+    if isinstance(built, Exception):
+        raise built
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(built.asm["cubin"])
         file.flush()
@@ -66,20 +67,6 @@ def use(launch: Launch, capability: int) -> Use:
     shared = built.metadata.shared
     over = max(0, shared - MOST_SHARED[capability])
     return Use(launch[0].__name__, built.metadata.num_warps, shared, over, int(found[1]), int(found[2]))
-
-
-def launches(case: Case, capability: int = 90, dtype: torch.dtype = torch.bfloat16) -> list[Launch]:
-    """Of a forward and backward pass, none of which happens; `dtype` in place of bfloat16."""
-
-    def lowered(x: Tensor) -> Tensor:
-        return x.to(dtype) if x.dtype == torch.bfloat16 else x
-
-    operands = tuple(
-        lowered(x.detach()).requires_grad_(x.requires_grad) for x in case.operands(Draw("meta", None), case.batch)
-    )
-    with absent_gpu(capability) as noted:
-        results(case.ours, operands)
-    return noted
 
 
 def cases(operation: str, widths: Sequence[int]) -> list[Case]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
-from tests.kernels import compile_kernels
-from tests.kernels.absent_gpu import Launch
+from tests.kernels import bench, compile_kernels
+from tests.kernels.absent_gpu import Launch, launches
 from tests.kernels.bench import all_cases
 from tests.kernels.bench_case import Case
 from tests.kernels.bench_channels import gates, head, norm
 from tests.kernels.bench_mixers import delta
-from tests.kernels.compile_kernels import Use, launches, main, use
+from tests.kernels.compile_kernels import Use, main, use
 
 
 def test_every_case_of_the_benchmark_reaches_its_kernels() -> None:
@@ -64,3 +66,12 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     monkeypatch.setattr(compile_kernels, "use", refuse)
     assert main(["swiglu", "96"]) == 1
     assert "forward_kernel      RuntimeError no such layout" in capsys.readouterr().out
+
+
+def test_the_benchmark_compiles_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two sizes with the same kernels, and a case that fails, which its check will tell."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    broken = replace(gates(20, 96), ours=lambda x: x.no_such_thing)
+    assert bench.compile_kernels([gates(320, 96), broken, gates(640, 96)]).startswith("2 kernels compiled in ")
+    assert len(list(tmp_path.rglob("*.cubin"))) == 2

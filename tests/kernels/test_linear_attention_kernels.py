@@ -234,8 +234,9 @@ def test_by_the_interpreter() -> None:
 def test_compiles_for_hopper(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The interpreter accepts more than the compiler does."""
     pytest.importorskip("triton")
+    from tests.kernels.absent_gpu import launches
     from tests.kernels.bench_mixers import attention
-    from tests.kernels.compile_kernels import launches, use
+    from tests.kernels.compile_kernels import use
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     uses = [use(launch, 90) for launch in launches(attention(form, 1, 80, 4, 32))]
