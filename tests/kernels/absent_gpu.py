@@ -101,8 +101,17 @@ def compiled(wanted: Iterable[Launch], capability: int) -> list[Any]:
 def key_of(launch: Launch) -> tuple[Any, ...]:
     """Equal for launches of what is compiled alike."""
     kernel, arguments, options = launch
-    said = (f"{x.dtype} {x.data_ptr() % 16}" if isinstance(x, Pointer) else repr(x) for x in arguments)
-    return kernel.fn.__module__, kernel.__name__, *said, repr(sorted(options.items()))
+    given = dict(zip(kernel.arg_names, arguments, strict=False)) | options
+    variable = {parameter.name for parameter in kernel.params if not parameter.is_constexpr}
+
+    def said(name: str, value: Any) -> str:
+        if isinstance(value, Pointer):
+            return f"{value.dtype} {value.data_ptr() % 16}"
+        if name in variable and type(value) in (int, float):
+            return "1" if value == 1 else f"{type(value).__name__} {value % 16 == 0}"
+        return repr(value)
+
+    return kernel.fn.__module__, kernel.__name__, *(f"{name}={said(name, given[name])}" for name in sorted(given))
 
 
 @contextmanager
