@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.operands import check_shapes, working_dtype
-from kernels.packing import previous
+from kernels.packing import first_tokens
 
 AXES = {"x": "batch length dim", "weight": "dim width", "bias": "dim"}
 
@@ -24,12 +24,14 @@ def short_convolution(
     """`kernels.short_convolution.short_convolution` on any device."""
     check_operands(x, weight, bias, activation)
     dtype, length, width = working_dtype(x), x.shape[1], weight.shape[1]
-    taps, wide = weight.to(dtype).unbind(1), x.to(dtype)
-    if documents is None:
-        padded = F.pad(wide, (0, 0, width - 1, 0))
-        seen = [padded[:, offset : offset + length] for offset in range(width)]
-    else:
-        seen = [previous(wide, documents, back) for back in range(width - 1, 0, -1)] + [wide]
+    taps = weight.to(dtype).unbind(1)
+    padded = F.pad(x.to(dtype), (0, 0, width - 1, 0))
+    seen = [padded[:, offset : offset + length] for offset in range(width)]
+    if documents is not None:
+        runs = first_tokens(documents).cumsum(1)
+        before = F.pad(runs, (width - 1, 0)).unsqueeze(-1)
+        apart = [before[:, offset : offset + length] != runs.unsqueeze(-1) for offset in range(width)]
+        seen = [tokens.masked_fill(other, 0) for tokens, other in zip(seen, apart, strict=True)]
     y = seen[0] * taps[0]
     for tokens, tap in zip(seen[1:], taps[1:], strict=True):
         y = torch.addcmul(y, tokens, tap)

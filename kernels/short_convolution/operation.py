@@ -58,7 +58,7 @@ def short_convolution(
     chunked.check_operands(x, weight, bias, activation)
     # The kernels count within a sequence in 32 bits.
     small = x.shape[1] * max(x.stride(1), x.shape[2]) < 2**31
-    widest = _WIDE if WIDE_VERIFIED_ON_GPU and documents is None else _NARROW
+    widest = _WIDE if WIDE_VERIFIED_ON_GPU else _NARROW
     if not (fused_allowed() and x.is_cuda and x.dtype in _TYPES and weight.shape[1] <= widest and small):
         return chunked.short_convolution(x, weight, bias, activation, documents)
     if weight.shape[1] == 1:
@@ -73,7 +73,7 @@ def _forward(x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor |
 
     with torch.cuda.device(x.device):
         if weight.shape[1] > _NARROW:
-            return wide.forward(x, weight, bias, silu)
+            return wide.forward(x, weight, bias, documents, silu)
         return triton.forward(x, weight, bias, documents, silu)
 
 
@@ -85,7 +85,7 @@ def _backward(
 
     with torch.cuda.device(x.device):
         if weight.shape[1] > _NARROW:
-            return wide.backward(x, weight, bias, silu, dy)
+            return wide.backward(x, weight, bias, documents, silu, dy)
         return triton.backward(x, weight, bias, documents, silu, dy)
 
 

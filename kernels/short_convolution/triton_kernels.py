@@ -44,29 +44,41 @@ def _neighbours(x_ptr, first, stride, d, length, inside, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _ids(documents, first, length, COUNT: tl.constexpr):
-    """The documents of tokens, beyond the sequence that of the token nearest to them."""
-    ids = ()
+def _marks(documents_ptr, first, length, COUNT: tl.constexpr):
+    """Which documents tokens are of; anything outside the sequence."""
+    marks = ()
     for u in tl.static_range(COUNT):
-        ids = ids + (tl.load(documents + tl.minimum(tl.maximum(first + u, 0), length - 1)),)
-    return ids
+        t = first + u
+        marks = marks + (tl.load(documents_ptr + t, mask=(t >= 0) & (t < length), other=0),)
+    return marks
 
 
 @triton.jit
-def _of_document(rows, ids, document, COUNT: tl.constexpr):
-    """Zeros for tokens of other documents."""
-    own = ()
-    for u in tl.static_range(COUNT):
-        own = own + (tl.where(ids[u] == document, rows[u], 0.0),)
-    return own
+def _last_run(window, marks, WIDTH: tl.constexpr):
+    """Zeros in place of what lies before the document of the window's last token."""
+    apart = marks[WIDTH - 2] != marks[WIDTH - 2]
+    kept = (window[WIDTH - 2],)
+    for i in tl.static_range(1, WIDTH - 1):
+        apart = apart | (marks[WIDTH - 2 - i] != marks[WIDTH - 1 - i])
+        kept = (tl.where(apart, 0.0, window[WIDTH - 2 - i]),) + kept
+    return kept
 
 
 @triton.jit
-def _reversed(items, COUNT: tl.constexpr):
-    turned = ()
-    for u in tl.static_range(COUNT):
-        turned = (items[u],) + turned
-    return turned
+def _none_where(apart, window, COUNT: tl.constexpr):
+    kept = ()
+    for j in tl.static_range(COUNT):
+        kept = kept + (tl.where(apart, 0.0, window[j]),)
+    return kept
+
+
+@triton.jit
+def _of_oldest(passed, runs, WIDTH: tl.constexpr):
+    """Zeros in place of what is not of the last one's document."""
+    kept = ()
+    for j in tl.static_range(WIDTH):
+        kept = kept + (tl.where(runs[j] == runs[WIDTH - 1], passed[j], 0.0),)
+    return kept
 
 
 @triton.jit
@@ -94,11 +106,14 @@ def _sigmoid(z):
 
 @triton.jit
 def forward_kernel(
-    x_ptr, w_ptr, b_ptr, documents, y_ptr, length, dim, x_batch, x_token,
-    WIDTH: tl.constexpr, BIAS: tl.constexpr, APART: tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, documents_ptr, y_ptr, length, dim, x_batch, x_token,
+    WIDTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, APART: tl.constexpr, TOKENS: tl.constexpr,
     AHEAD: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
-    """TOKENS tokens of BD channels of one sequence; AHEAD tokens are read while as many are computed."""
+    """TOKENS tokens of BD channels of one sequence; AHEAD tokens are read while as many are computed.
+
+    APART: what is before a document counts as zero. WIDTH is at least 2 then.
+    """
     batch, first, d = _place(length, dim, TOKENS, BD)
     last = tl.minimum(first + TOKENS, length)
     inside = d < dim
@@ -109,19 +124,21 @@ def forward_kernel(
     if BIAS:
         bias += tl.load(b_ptr + d, mask=inside, other=0.0).to(tl.float32)
     window = _neighbours(x_ptr, first, x_token, d, length, inside, WIDTH)
-    rows = _rows(x_ptr, first, x_token, d, last, inside, AHEAD)
     if APART:
-        documents += batch * length
-        past = _ids(documents, first - (WIDTH - 1), length, WIDTH - 1)
-        ids = _ids(documents, first, length, AHEAD)
+        documents_ptr += batch * length
+        marks = _marks(documents_ptr, first - (WIDTH - 1), length, WIDTH - 1)
+        window = _last_run(window, marks, WIDTH)
+        previous = marks[WIDTH - 2]
+        marks = _marks(documents_ptr, first, length, AHEAD)
+    rows = _rows(x_ptr, first, x_token, d, last, inside, AHEAD)
     for block in range(first, last, AHEAD):
         following = _rows(x_ptr, block + AHEAD, x_token, d, last, inside, AHEAD)
         if APART:
-            following_ids = _ids(documents, block + AHEAD, length, AHEAD)
+            following_marks = _marks(documents_ptr, block + AHEAD, length, AHEAD)
         for u in tl.static_range(AHEAD):
             if APART:
-                window = _of_document(window, past, ids[u], WIDTH - 1)
-                past = past[1:] + (ids[u],)
+                window = _none_where(marks[u] != previous, window, WIDTH - 1)
+                previous = marks[u]
             seen = window + (rows[u].to(tl.float32),)
             y = _filtered(seen, taps, bias, WIDTH)
             if SILU:
@@ -131,13 +148,13 @@ def forward_kernel(
             window = seen[1:]
         rows = following
         if APART:
-            ids = following_ids
+            marks = following_marks
 
 
 @triton.jit
 def backward_kernel(
-    x_ptr, w_ptr, b_ptr, documents, dy_ptr, dx_ptr, partial_ptr, length, dim, x_batch, x_token,
-    WIDTH: tl.constexpr, BIAS: tl.constexpr, APART: tl.constexpr, SILU: tl.constexpr, TOKENS: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, documents_ptr, dy_ptr, dx_ptr, partial_ptr, length, dim, x_batch, x_token,
+    WIDTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, APART: tl.constexpr, TOKENS: tl.constexpr,
     AHEAD: tl.constexpr, BD: tl.constexpr,
 ):  # fmt: skip
     """As `forward_kernel`; the gradient of a token follows WIDTH - 1 tokens behind, when all that it reached are known.
@@ -158,6 +175,16 @@ def backward_kernel(
     if BIAS:
         bias += tl.load(b_ptr + d, mask=inside, other=0.0).to(tl.float32)
     window = _neighbours(x_ptr, first, x_token, d, length, inside, WIDTH)
+    if APART:
+        documents_ptr += batch * length
+        marks = _marks(documents_ptr, first - (WIDTH - 1), length, WIDTH - 1)
+        window = _last_run(window, marks, WIDTH)
+        previous = marks[WIDTH - 2]
+        marks = _marks(documents_ptr, first, length, AHEAD)
+        run = first - first
+        runs = ()
+        for _ in tl.static_range(WIDTH - 1):
+            runs = runs + (run,)
     later, by_taps = (), ()
     for _ in tl.static_range(WIDTH - 1):
         later = later + (tl.zeros([BD], tl.float32),)
@@ -166,18 +193,17 @@ def backward_kernel(
     by_bias = tl.zeros([BD], tl.float32)
     rows = _rows(x_ptr, first, x_token, d, reached, inside, AHEAD)
     upstream = _rows(dy_ptr, first, dim, d, reached, inside, AHEAD)
-    if APART:
-        documents += batch * length
-        past = _ids(documents, first - (WIDTH - 1), length, WIDTH - 1)
-        ids = _ids(documents, first, length, AHEAD)
     for block in range(first, last + WIDTH - 1, AHEAD):
         following = _rows(x_ptr, block + AHEAD, x_token, d, reached, inside, AHEAD)
         following_upstream = _rows(dy_ptr, block + AHEAD, dim, d, reached, inside, AHEAD)
         if APART:
-            following_ids = _ids(documents, block + AHEAD, length, AHEAD)
+            following_marks = _marks(documents_ptr, block + AHEAD, length, AHEAD)
         for u in tl.static_range(AHEAD):
             if APART:
-                window = _of_document(window, past, ids[u], WIDTH - 1)
+                begins = marks[u] != previous
+                window = _none_where(begins, window, WIDTH - 1)
+                previous = marks[u]
+                run += begins.to(tl.int32)
             seen = window + (rows[u].to(tl.float32),)
             dz = upstream[u].to(tl.float32)
             if SILU:
@@ -194,18 +220,19 @@ def backward_kernel(
             # Newest first: the newest one reaches the token WIDTH - 1 before it through the first tap.
             passed = (dz,) + later
             t = block + u - (WIDTH - 1)
-            back = passed
+            reaching = passed
             if APART:
-                back = _of_document(passed, _reversed(past + (ids[u],), WIDTH), past[0], WIDTH)
-                past = past[1:] + (ids[u],)
-            dx = _filtered(back, taps, tl.zeros([BD], tl.float32), WIDTH)
+                all_runs = (run,) + runs
+                reaching = _of_oldest(passed, all_runs, WIDTH)
+                runs = all_runs[: WIDTH - 1]
+            dx = _filtered(reaching, taps, tl.zeros([BD], tl.float32), WIDTH)
             tl.store(dx_ptr + t * dim + d, dx.to(dx_ptr.dtype.element_ty), mask=inside & (t >= first) & (t < last))
             window = seen[1:]
             later = passed[: WIDTH - 1]
         rows = following
         upstream = following_upstream
         if APART:
-            ids = following_ids
+            marks = following_marks
     for j in tl.static_range(WIDTH):
         tl.store(partial_ptr + j * dim + d, by_taps[j], mask=inside)
     tl.store(partial_ptr + WIDTH * dim + d, by_bias, mask=inside)

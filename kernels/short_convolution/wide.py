@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.configurations import choose
+from kernels.packing import first_tokens
 from kernels.short_convolution import wide_kernels
 
 
@@ -31,40 +32,47 @@ SPACE: dict[str, tuple[Any, ...]] = {
 }
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool) -> Tensor:
+def forward(x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor | None, silu: bool) -> Tensor:
     """y [batch, length, dim]; arguments as for the operation."""
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _filter(x, weight, bias, None, y, silu=silu)
+    _filter(x, weight, bias, _runs(documents), None, y, silu=silu)
     return y
 
 
-def backward(x: Tensor, weight: Tensor, bias: Tensor | None, silu: bool, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def backward(
+    x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor | None, silu: bool, dy: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x in its type, of weight [dim, width] and bias [dim] in float32."""
     batch, length, dim = x.shape
     width, dy = weight.shape[1], dy.contiguous()
-    groups = -(-width // 8)
+    groups, runs = -(-width // 8), _runs(documents)
     x = x if x.stride(2) == 1 else x.contiguous()
     dz = dy
     if silu:
         dz = torch.empty(x.shape, dtype=torch.float32, device=x.device)
-        _filter(x, weight, bias, dy, dz, silu=True)
+        _filter(x, weight, bias, runs, dy, dz, silu=True)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _filter(dz, weight, None, None, dx, reverse=True)
+    _filter(dz, weight, None, runs, None, dx, reverse=True)
     sizes, channels = _sizes(x, weight)
     blocks = batch * -(-length // sizes.summed)
     partial = torch.empty(blocks, 8 * groups, dim, dtype=torch.float32, device=x.device)
     wide_kernels.taps_kernel[(blocks * -(-dim // channels), groups)](
-        x, dz, partial, length, dim, x.stride(0), x.stride(1), GROUPS=groups, TOKENS=sizes.summed, BD=channels,
-        num_warps=1,
+        x, runs, dz, partial, length, dim, x.stride(0), x.stride(1), GROUPS=groups, APART=runs is not None,
+        TOKENS=sizes.summed, BD=channels, num_warps=1,
     )  # fmt: skip
     by_weight = partial.sum(0)[8 * groups - width :].T.clone(memory_format=torch.contiguous_format)
     by_bias = torch.zeros(dim, device=x.device) if bias is None else dz.sum((0, 1), dtype=torch.float32)
     return dx, by_weight, by_bias
 
 
+def _runs(documents: Tensor | None) -> Tensor | None:
+    """[batch, length] int32, counts the documents of each row."""
+    return None if documents is None else first_tokens(documents).cumsum(1, dtype=torch.int32)
+
+
 def _filter(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dy: Tensor | None, y: Tensor, *, silu: bool = False,
-    reverse: bool = False,
+    x: Tensor, weight: Tensor, bias: Tensor | None, runs: Tensor | None, dy: Tensor | None, y: Tensor, *,
+    silu: bool = False, reverse: bool = False,
 ) -> None:  # fmt: skip
     """Writes to y: the output, or with dy its product with the activation's slope."""
     batch, length, dim = x.shape
@@ -73,9 +81,9 @@ def _filter(
     missing = 8 * groups - weight.shape[1]
     taps = F.pad(weight.float().T, (0, 0, missing, 0)).contiguous()
     wide_kernels.filter_kernel[(batch * -(-length // sizes.tokens) * -(-dim // channels),)](
-        x, taps, bias, dy, y, length, dim, x.stride(0), x.stride(1), GROUPS=groups, MISSING=missing,
-        BIAS=bias is not None, SILU=silu, SLOPE=dy is not None,
-        REVERSE=reverse, TOKENS=sizes.tokens, BD=channels, num_warps=1,
+        x, taps, bias, runs, dy, y, length, dim, x.stride(0), x.stride(1), GROUPS=groups, MISSING=missing,
+        BIAS=bias is not None, APART=runs is not None, SILU=silu, SLOPE=dy is not None, REVERSE=reverse,
+        TOKENS=sizes.tokens, BD=channels, num_warps=1,
     )  # fmt: skip
 
 

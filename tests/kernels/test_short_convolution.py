@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 from kernels.short_convolution import chunked, operation, short_convolution
 from tests.kernels.cases import error
@@ -23,11 +24,23 @@ def test_wide_gpu_form_compiles(tmp_path: Path) -> None:
     from kernels.short_convolution import wide_kernels
 
     types = {"x_ptr": "*bf16", "w_ptr": "*fp32", "b_ptr": "*bf16", "dy_ptr": "*bf16", "y_ptr": "*fp32"}
-    constants = {"GROUPS": 4, "TOKENS": 64, "BD": 64}
+    types["runs_ptr"] = "*i32"
+    constants = {"GROUPS": 4, "APART": True, "TOKENS": 64, "BD": 64}
     flags = {"MISSING": 3, "BIAS": True, "SILU": True, "SLOPE": True, "REVERSE": True}  # all branches at once
     compile_for_hopper(wide_kernels.filter_kernel, types, constants | flags, tmp_path)
-    types = {"x_ptr": "*bf16", "dz_ptr": "*fp32", "partial_ptr": "*fp32"}
+    types = {"x_ptr": "*bf16", "runs_ptr": "*i32", "dz_ptr": "*fp32", "partial_ptr": "*fp32"}
     compile_for_hopper(wide_kernels.taps_kernel, types, constants, tmp_path)
+
+
+def test_kernels_for_documents_compile(tmp_path: Path) -> None:
+    pytest.importorskip("triton")
+    from kernels.short_convolution import triton_kernels
+
+    types = dict.fromkeys(("x_ptr", "w_ptr", "b_ptr", "y_ptr", "dy_ptr", "dx_ptr"), "*bf16")
+    types |= {"documents_ptr": "*i64", "partial_ptr": "*fp32"}
+    constants = {"WIDTH": 4, "BIAS": True, "SILU": True, "APART": True, "TOKENS": 64, "AHEAD": 4, "BD": 128}
+    for kernel in (triton_kernels.forward_kernel, triton_kernels.backward_kernel):
+        compile_for_hopper(kernel, types, constants, tmp_path)
 
 
 @pytest.mark.gpu
@@ -58,9 +71,48 @@ def test_on_a_gpu(length: int, width: int, dtype: torch.dtype, monkeypatch: pyte
 
 
 @pytest.mark.gpu
-def test_in_a_compiled_graph() -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("width", [1, 2, 4, 8, 9, 30, 64])
+def test_documents_on_a_gpu(width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lengths of documents from 1; a single one in a row changes no bit."""
+    monkeypatch.setattr(operation, "WIDE_VERIFIED_ON_GPU", True)
+    begins = torch.rand(2, 700, device="cuda") < torch.tensor([[0.02], [0.5]], device="cuda")
+    documents = begins.cumsum(1, dtype=torch.int32)
+    documents[:, -30:] = -1
+    x = torch.randn(2, 700, 300, device="cuda", dtype=dtype)[:, :, 100:200].requires_grad_()
+    weight = torch.randn(100, width, device="cuda", requires_grad=True)
+    exact = [t.detach().double().requires_grad_() for t in (x, weight)]
+    y = short_convolution(x, weight, activation="silu", documents=documents)
+    wanted = chunked.short_convolution(*exact, activation="silu", documents=documents)
+    dy = torch.randn_like(y)
+    found = (y, *torch.autograd.grad(y, (x, weight), dy))
+    for ours, expected in zip(found, (wanted, *torch.autograd.grad(wanted, exact, dy.double())), strict=True):
+        assert error(ours, expected) < TOLERANCES[dtype]
+    one, alone = (short_convolution(x, weight, documents=ids) for ids in (torch.zeros_like(documents), None))
+    assert torch.equal(one, alone)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("apart", [False, True])
+def test_in_a_compiled_graph(apart: bool) -> None:
     x, weight = (torch.randn(*shape, device="cuda", requires_grad=True) for shape in ((2, 100, 64), (64, 4)))
-    compiled = torch.compile(lambda x, w: short_convolution(x * 2, w) + 1, fullgraph=True)
+    documents = torch.arange(200, device="cuda").view(2, 100) // 7 if apart else None
+
+    def run(x: Tensor, w: Tensor) -> Tensor:
+        return short_convolution(x * 2, w, documents=documents) + 1
+
+    compiled = torch.compile(run, fullgraph=True)
     found = torch.autograd.grad(compiled(x, weight).square().sum(), (x, weight))
-    wanted = torch.autograd.grad((short_convolution(x * 2, weight) + 1).square().sum(), (x, weight))
+    wanted = torch.autograd.grad(run(x, weight).square().sum(), (x, weight))
     assert all(error(a, b) < 1e-6 for a, b in zip(found, wanted, strict=True))
+
+
+def test_what_a_compiler_is_told_of_the_kernels() -> None:
+    """Shapes and types of results and gradients, without a device."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        x, weight = torch.empty(2, 9, 6, dtype=torch.bfloat16, requires_grad=True), torch.empty(6, 4)
+        y = operation._forward(x, weight, None, torch.empty(2, 9, dtype=torch.int32), True)
+        (dx,) = torch.autograd.grad(y.sum(), x)
+    assert (y.shape, y.dtype, dx.shape, dx.dtype) == (x.shape, x.dtype, x.shape, x.dtype)
