@@ -15,7 +15,8 @@ from tests.training import bench_training
 from tests.training.bench_training import SIZES, in_process, measure
 
 
-def test_a_row_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("kind", ["ours", "across"])
+def test_a_row_of_ours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_training, "LENGTH", 32)
     monkeypatch.setattr(bench_training, "matrix_rate", lambda: 1e9)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
@@ -23,7 +24,7 @@ def test_a_row_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SIZES, "20m", replace(SIZES["20m"], dim=16, depth=1, rows=4, micro_batch=4, steps=3))
     monkeypatch.setenv(bench_training.BEGUN, str(time.time()))
     options = Namespace(tokens=None, design="delta_net", compile="off", micro_batch=2, device="cpu")
-    [row] = measure("ours", "20m", options)
+    [row] = measure(kind, "20m", options)
     assert row["note"] == "a GPU 2 rows a pass"
     assert row["tokens_per_second"] > 0
     assert 0 < row["first_step_s"] < 60
