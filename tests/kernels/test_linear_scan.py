@@ -12,23 +12,22 @@ from kernels.linear_scan import chunked, linear_scan, operation
 from tests.kernels.cases import error
 from tests.kernels.conftest import TOLERANCES
 from tests.kernels.interpreter import run_interpreted
-from tests.kernels.offline import compile_for_hopper
 
 
 def test_gpu_form_in_the_interpreter() -> None:
     run_interpreted("interpreted_linear_scan.py")
 
 
-@pytest.mark.parametrize("name", ["ends", "forward", "backward"])
-def test_gpu_form_compiles(name: str, tmp_path: Path) -> None:
+def test_gpu_form_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("triton")
-    from kernels.linear_scan import triton_kernels
+    from tests.kernels.absent_gpu import launches
+    from tests.kernels.bench_channels import scan
+    from tests.kernels.compile_kernels import use
 
-    types = dict.fromkeys(("x_ptr", "g_ptr", "h_ptr", "dh_ptr", "dx_ptr", "dg_ptr"), "*bf16")
-    types |= dict.fromkeys(("kept_ptr", "ends_ptr", "totals_ptr"), "*fp32")
-    special = {"ends": {"REVERSE": True}, "forward": {}, "backward": {"CONSTANT": False}}[name]
-    constants = {"BLOCK": operation.KEPT_EVERY, "BD": 64} | special
-    compile_for_hopper(getattr(triton_kernels, f"{name}_kernel"), types, constants, tmp_path)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    uses = [use(launch, 90) for launch in launches(scan(2, 2048, 64))]
+    assert sorted(one.kernel for one in uses) == ["backward_kernel", "ends_kernel", "ends_kernel", "forward_kernel"]
+    assert not any(one.spilled for one in uses)
 
 
 @pytest.fixture
