@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from asiarch_hpc.gate.checks.subject import Precision, Specimen, Step, all_finite, attempt, reject, shown
 
 _PROBE_LENGTH = 33
+_PACKED_ROWS = 2  # one full, one with padding
 
 
 def examine_passes(specimen: Specimen) -> Iterator[Step]:
@@ -37,7 +38,7 @@ def examine_passes(specimen: Specimen) -> Iterator[Step]:
                     gradients.add(model)
                 model.zero_grad(set_to_none=True)
         if specimen.asks_for_documents:
-            batch, length = batches[-1], specimen.subject.length
+            batch, length = _PACKED_ROWS, specimen.subject.length
             case = f"batch {batch}, length {length}, documents" + ("" if precision == "fp32" else f", {precision}")
             yield f"forward and backward at {case}"
             rows, documents = specimen.ids(batch, length + 1, generator), specimen.documents(batch, length, generator)
