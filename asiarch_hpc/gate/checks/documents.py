@@ -32,7 +32,7 @@ from asiarch_hpc.gate.checks.subject import (
 from asiarch_hpc.records import Finding
 
 # Tokens of each document of each row. Two rows are one document each: their numbers are equal where the rows meet.
-_PACKED = ([17, 64, 33, 1], [115], [115], [1, 33, 64, 17])
+_PACKED = ([17, 64, 17, 1], [99], [99], [1, 17, 64, 17])
 _BY_NUMBERS, _BY_TOKENS = "the documents of later tokens", "later tokens"
 _APART_HINT = (
     "Start convolutions, shifts, states, positions and attention anew where `documents` changes: the operations of "

@@ -17,7 +17,7 @@ _PACKED_ROWS = 2  # one full, one with padding
 def examine_passes(specimen: Specimen) -> Iterator[Step]:
     """Findings on dead parameters; what fails in several cases alike goes to `specimen.failures`.
 
-    Designs that ask for documents also have a pass with them in each precision, as in training.
+    Designs that ask for documents also have a pass with them, as in training.
     """
     config, generator = specimen.config, specimen.generator()
     model = specimen.fresh()
@@ -37,7 +37,7 @@ def examine_passes(specimen: Specimen) -> Iterator[Step]:
                 if backward(specimen, model, rows, case, precision):
                     gradients.add(model)
                 model.zero_grad(set_to_none=True)
-        if specimen.asks_for_documents:
+        if specimen.asks_for_documents and precision in (specimen.precision, specimen.subject.precision):
             batch, length = _PACKED_ROWS, specimen.subject.length
             case = f"batch {batch}, length {length}, documents" + ("" if precision == "fp32" else f", {precision}")
             yield f"forward and backward at {case}"
