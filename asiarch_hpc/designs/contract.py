@@ -41,7 +41,7 @@ PROGRAM_INPUTS = ("hidden_states", "attention_mask", "past_key_values", "use_cac
 TREE_KEYWORDS = ("dim", "heads", "layer_idx")
 AUXILIARY_LOSS = "auxiliary_loss"
 # What a design may ask for beside the hidden states: [batch, length] int32, which of its row's documents a token is of.
-# A document is a run of equal ones; -1 is padding at the end. Without them a row is one document.
+# They are counted from 0, -1 is padding at the end. Without them a row is one document.
 DOCUMENTS = "documents"
 
 _compile_lock = threading.RLock()
