@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -135,8 +136,33 @@ def previous(x: Tensor, documents: Tensor | None = None, back: int = 1) -> Tenso
     moved = torch.cat((torch.zeros_like(x[:, :back]), x[:, : max(0, length - back)]), 1)
     if documents is None:
         return moved
-    other = documents != torch.cat((documents[:, :back], documents[:, : max(0, length - back)]), 1)
-    return moved.masked_fill(other[(..., *[None] * (x.dim() - 2))], 0)
+    return kept(moved, documents == torch.cat((documents[:, :back], documents[:, : max(0, length - back)]), 1))
+
+
+def kept(x: Tensor, where: Tensor) -> Tensor:
+    """x [batch, length, ...] where `where` [batch, length] is true, zeros elsewhere, whatever stands there."""
+    where = where[(..., *[None] * (x.dim() - 2))]
+    if x.device.type != "cpu":
+        return x.masked_fill(~where, 0)
+    # There masked_fill and where take a number at a time, eight times as long.
+    return _kept(x, -where.to(_INTEGERS[x.element_size()]))
+
+
+class _Kept(torch.autograd.Function):
+    """The bits of x that are set in a mask."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, mask: Tensor) -> Tensor:
+        ctx.save_for_backward(mask)
+        return (x.view(mask.dtype) & mask).view(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _kept(grad, *ctx.saved_tensors), None
+
+
+_kept = cast(Callable[..., Tensor], _Kept.apply)
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def check_documents(operation: str, documents: Tensor | None, tokens: Tensor, cu_seqlens: Tensor | None) -> None:

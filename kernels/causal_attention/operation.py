@@ -16,6 +16,8 @@ _ASKED, _RAISED = 8.0, 16.0
 _NOTHING = 104.0
 _DIGIT = 256  # every smaller integer is a bfloat16
 _WIDTHS = 8  # fused kernels want widths that are multiples of it
+# Devices whose fused kernel takes a mask too, and, for rows of some hundred tokens, no longer for it.
+_MASKED = ("cpu",)
 
 
 def causal_attention(
@@ -43,13 +45,20 @@ def causal_attention(
     scale = size["key"] ** -0.5 if scale is None else scale
     if scale < 0:
         q, scale = -q, -scale  # PyTorch's kernel for CPUs takes masked logits times the scale
-    if documents is not None:
+    if documents is not None and scale == 0:
+        raise ValueError(
+            "causal_attention: scale is 0, with which logits cannot tell documents apart; expected another"
+        )
+    mask = None
+    if documents is not None and q.device.type in _MASKED:
+        mask = (documents.unsqueeze(-1) == documents.unsqueeze(-2)).tril().unsqueeze(1)
+    elif documents is not None:
         q, k = _apart(q, k, documents, scale)
     widest = max(q.shape[-1], v.shape[-1])
     # In one width, with zeros, because the fused kernels take no others.
     even = [x if x.shape[-1] == widest else F.pad(x, (0, widest - x.shape[-1])) for x in (q, k, v.to(q.dtype))]
     query, key, value = (x.transpose(1, 2) for x in even)
-    o = F.scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
+    o = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scale)
     return o.transpose(1, 2)[..., : v.shape[-1]].to(v.dtype)
 
 
@@ -60,10 +69,6 @@ def _apart(q: Tensor, k: Tensor, documents: Tensor, scale: float) -> tuple[Tenso
     logits of a row have in common is nothing to a softmax. Numbers of documents are two digits, lest bfloat16 rounds
     them; what q has for them may be rounded.
     """
-    if scale == 0:
-        raise ValueError(
-            "causal_attention: scale is 0, with which logits cannot tell documents apart; expected another"
-        )
     number = first_tokens(documents).cumsum(1)[..., None, None] - 1
     digits = torch.cat((number // _DIGIT * _DIGIT, number % _DIGIT), -1)
     raised = F.pad((_RAISED * digits).to(k.dtype), (0, _WIDTHS - 2)).expand(*k.shape[:3], _WIDTHS)

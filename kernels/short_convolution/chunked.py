@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.operands import check_shapes, working_dtype
-from kernels.packing import first_tokens
+from kernels.packing import first_tokens, kept
 
 AXES = {"x": "batch length dim", "weight": "dim width", "bias": "dim"}
 
@@ -29,9 +29,8 @@ def short_convolution(
     seen = [padded[:, offset : offset + length] for offset in range(width)]
     if documents is not None:
         runs = first_tokens(documents).cumsum(1)
-        before = F.pad(runs, (width - 1, 0)).unsqueeze(-1)
-        apart = [before[:, offset : offset + length] != runs.unsqueeze(-1) for offset in range(width)]
-        seen = [tokens.masked_fill(other, 0) for tokens, other in zip(seen, apart, strict=True)]
+        before = F.pad(runs, (width - 1, 0)).unfold(1, length, 1).unbind(1)
+        seen = [kept(tokens, own == runs) for tokens, own in zip(seen[:-1], before, strict=False)] + seen[-1:]
     y = seen[0] * taps[0]
     for tokens, tap in zip(seen[1:], taps[1:], strict=True):
         y = torch.addcmul(y, tokens, tap)

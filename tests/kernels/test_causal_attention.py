@@ -6,12 +6,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.causal_attention import causal_attention
+from kernels.causal_attention import causal_attention, operation
 from kernels.causal_attention.reference import causal_attention as reference
 from tests.kernels.cases import error, gradients, requiring_grad
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 TOLERANCES = {torch.float64: 1e-10, torch.float32: 1e-4, torch.bfloat16: 1e-2}
+
+
+@pytest.fixture(params=[True, False], ids=["mask", "columns"])
+def masked(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to keep documents apart."""
+    monkeypatch.setattr(operation, "_MASKED", DEVICES[:1] if request.param else ())
 
 
 def operands(length: int, key: int, value: int, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
@@ -27,6 +33,7 @@ def numbered(*sizes: int) -> Tensor:
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize(("key", "value", "scale"), [(8, 8, None), (5, 12, 0.3), (16, 4, -0.5)])
 @pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.usefixtures("masked")
 def test_results_and_gradients(
     key: int, value: int, scale: float | None, packed: bool, dtype: torch.dtype, device: str
 ) -> None:
@@ -46,6 +53,7 @@ def test_results_and_gradients(
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.usefixtures("masked")
 def test_not_a_bit_crosses_between_documents(dtype: torch.dtype, device: str) -> None:
     # More documents than bfloat16 has integers in a row for, and logits of tens of nats.
     made = operands(700, 16, 16, dtype, device)
@@ -66,6 +74,7 @@ def test_not_a_bit_crosses_between_documents(dtype: torch.dtype, device: str) ->
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-2)], ids=str)
+@pytest.mark.usefixtures("masked")
 def test_documents_stay_apart_where_logits_differ_by_thousands(
     dtype: torch.dtype, tolerance: float, device: str
 ) -> None:
