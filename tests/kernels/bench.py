@@ -306,7 +306,10 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         device = on_this_gpu(seed, rivals)
         print(environment(device.peaks, seed), flush=True)
-        print(compile_kernels(cases), flush=True)
+        try:
+            print(compile_kernels(cases), flush=True)
+        except Exception as failure:  # of parts of PyTorch and Triton that promise nothing to others
+            print(f"kernels are compiled one after the other: {first_line(failure)}", flush=True)
         return run(
             cases, device, rivals=lambda name: any(word in name for word in options.rivals),
             rival_seconds=options.rival_seconds, end=begun + options.seconds, clock=time.monotonic,
