@@ -51,6 +51,7 @@ def test_two_processes_of_a_job_train_as_one(tmp_path: Path) -> None:
     assert one == {"ranks": 1, "engine": "torch", "network": False}
     assert two == {"ranks": 2, "engine": "deepspeed", "network": True}
     assert trials[0]["tokens"] == trials[1]["tokens"]
+    assert trials[0]["documents_given"] is trials[1]["documents_given"] is True
 
 
 @pytest.mark.parametrize(

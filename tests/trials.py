@@ -13,9 +13,9 @@ from asiarch_hpc.store.experiments import write_experiment
 from asiarch_hpc.store.files import read_json, write_json
 from asiarch_hpc.store.layout import RunLayout
 from jobs.entry import Entry
-from tests.training.conftest import TINY_SOURCE, write_texts
+from tests.training.conftest import ASKING_SOURCE, write_texts
 
-SOURCE = TINY_SOURCE.replace("nn.Dropout(0.1)", "nn.Dropout(0.0)")  # its random numbers differ between processes
+SOURCE = ASKING_SOURCE.replace("nn.Dropout(0.1)", "nn.Dropout(0.0)")  # its random numbers differ between processes
 
 
 def one_design(folder: Path, *overrides: str, source: str = SOURCE, role: Role = "candidate") -> tuple[RunLayout, str]:
