@@ -12,35 +12,26 @@ from kernels.short_convolution import chunked, operation, short_convolution
 from tests.kernels.cases import error
 from tests.kernels.conftest import TOLERANCES
 from tests.kernels.interpreter import run_interpreted
-from tests.kernels.offline import compile_for_hopper
 
 
 def test_gpu_form_in_the_interpreter() -> None:
     run_interpreted("interpreted_short_convolution.py")
 
 
-def test_wide_gpu_form_compiles(tmp_path: Path) -> None:
+@pytest.mark.parametrize("taps", [4, 17])
+def test_gpu_forms_compile(taps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With documents, which have all branches of the others."""
     pytest.importorskip("triton")
-    from kernels.short_convolution import wide_kernels
+    from tests.kernels.absent_gpu import launches
+    from tests.kernels.bench_channels import convolution
+    from tests.kernels.compile_kernels import use
 
-    types = {"x_ptr": "*bf16", "w_ptr": "*fp32", "b_ptr": "*bf16", "dy_ptr": "*bf16", "y_ptr": "*fp32"}
-    types["runs_ptr"] = "*i32"
-    constants = {"GROUPS": 4, "APART": True, "TOKENS": 64, "BD": 64}
-    flags = {"MISSING": 3, "BIAS": True, "SILU": True, "SLOPE": True, "REVERSE": True}  # all branches at once
-    compile_for_hopper(wide_kernels.filter_kernel, types, constants | flags, tmp_path)
-    types = {"x_ptr": "*bf16", "runs_ptr": "*i32", "dz_ptr": "*fp32", "partial_ptr": "*fp32"}
-    compile_for_hopper(wide_kernels.taps_kernel, types, constants, tmp_path)
-
-
-def test_kernels_for_documents_compile(tmp_path: Path) -> None:
-    pytest.importorskip("triton")
-    from kernels.short_convolution import triton_kernels
-
-    types = dict.fromkeys(("x_ptr", "w_ptr", "b_ptr", "y_ptr", "dy_ptr", "dx_ptr"), "*bf16")
-    types |= {"documents_ptr": "*i64", "partial_ptr": "*fp32"}
-    constants = {"WIDTH": 4, "BIAS": True, "SILU": True, "APART": True, "TOKENS": 64, "AHEAD": 4, "BD": 128}
-    for kernel in (triton_kernels.forward_kernel, triton_kernels.backward_kernel):
-        compile_for_hopper(kernel, types, constants, tmp_path)
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    uses = [use(launch, 90) for launch in launches(convolution(2, 2048, 64, taps, biased=True, documents=True))]
+    assert [one.kernel for one in uses] == {
+        4: ["forward_kernel", "backward_kernel"], 17: [*["filter_kernel"] * 3, "taps_kernel"]
+    }[taps]  # fmt: skip
+    assert not any(one.spilled for one in uses)
 
 
 @pytest.mark.gpu
