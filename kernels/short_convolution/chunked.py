@@ -24,7 +24,8 @@ def short_convolution(
     """`kernels.short_convolution.short_convolution` on any device."""
     check_operands(x, weight, bias, activation)
     dtype, length, width = working_dtype(x), x.shape[1], weight.shape[1]
-    taps = weight.to(dtype).unbind(1)
+    # Rows, since products with a column take five times as long on a CPU.
+    taps = weight.to(dtype).mT.contiguous()
     padded = F.pad(x.to(dtype), (0, 0, width - 1, 0))
     seen = [padded[:, offset : offset + length] for offset in range(width)]
     if documents is not None:
