@@ -1,5 +1,7 @@
 """The two layer programs against step-by-step recurrences in float64, alone, padded, and continued."""
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from asiarch_hpc.designs.compatibility import Cache
+from asiarch_hpc.designs.compatibility import Cache, ShortConvolution
 from asiarch_hpc.designs.compose import compose
 from asiarch_hpc.designs.contract import PROGRAM_KEYWORDS, build_block, form_of, load_class
 from asiarch_hpc.designs.seeds import seed_program as source_of
@@ -154,6 +156,36 @@ def test_a_padded_prompt_can_be_continued(name: str) -> None:
     torch.testing.assert_close(o[1], layer(x[1:])[0][0, -1:])
     with pytest.raises(ValueError, match="padding inside a continuation"):
         layer(x, attention_mask=torch.eye(2, 6), past_key_values=cache, use_cache=True)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("options", [{}, {"conv_bias": True, "use_gate": False}, {"use_short_conv": False}], ids=str)
+@pytest.mark.parametrize("name", NAMES)
+def test_documents_of_a_row_stay_apart(
+    name: str, options: dict[str, object], masked: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = ShortConvolution.forward
+
+    def swallowing(self: ShortConvolution, x: Tensor, documents: Tensor | None = None, **rest: Any) -> Any:
+        return whole(self, x, **rest)  # as flash-linear-attention's module does
+
+    monkeypatch.setattr(ShortConvolution, "forward", swallowing)
+    layer, x = layer_of(name, **options), inputs(2, 80)
+    documents = torch.tensor([[0] * 3 + [1] * 61 + [2] * 16, [0] * 40 + [-1] * 40])
+    mask = torch.ones(2, 80)
+    if masked:
+        mask[0, 3:5] = mask[1, :7] = 0
+    o = layer(x, attention_mask=mask if masked else None, documents=documents)[0]
+    for row, numbers in enumerate(documents):
+        for number in numbers.unique():
+            own = (numbers == number) & (mask[row] == 1)
+            torch.testing.assert_close(o[row, own], layer(x[row : row + 1, own])[0][0])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_documents_and_a_cache_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match="documents together with a cache"):
+        layer_of(name)(inputs(1, 2), past_key_values=Cache(), documents=torch.zeros(1, 2, dtype=torch.int32))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kernels.delta_rule import delta_rule
 from kernels.linear_scan import linear_scan
-from kernels.packing import previous
+from kernels.packing import kept, places, previous
 from kernels.short_convolution import short_convolution
 from tests.kernels.cases import CASES, Case, Operands, Sizes, error, gradients, requiring_grad
 from tests.kernels.conftest import TOLERANCES
@@ -102,6 +102,24 @@ def test_the_token_before() -> None:
     assert previous(x, documents).squeeze(-1).tolist() == [[0, 1, 0, 3], [0, 5, 6, 0]]
     assert previous(x, documents, 2).squeeze(-1).tolist() == [[0, 0, 0, 0], [0, 0, 5, 0]]
     assert not previous(x, documents, 9).any()
+
+
+def test_places_are_counted_from_each_document_s_start() -> None:
+    documents = torch.tensor([[0, 0, 1, 1, 1], [3, -1, -1, -1, -1], [7, 7, 7, 7, 7]])
+    assert places(documents).tolist() == [[0, 1, 0, 1, 2], [0, 0, 1, 2, 3], [0, 1, 2, 3, 4]]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_what_is_not_kept_is_zero_whatever_it_was(dtype: torch.dtype, device: str) -> None:
+    where = torch.tensor([[True, False, True], [False, True, False]])
+    x = torch.randn(2, 3, 2, 5, dtype=torch.float64).masked_fill(~where[..., None, None], torch.nan)
+    x = x.to(device, dtype).requires_grad_()
+    found = kept(x[..., 1:4], where.to(device))
+    assert torch.equal(found, x[..., 1:4].nan_to_num())
+    (grad,) = torch.autograd.grad(found.square().sum(), x, create_graph=True)
+    assert torch.equal(grad[..., 1:4], 2 * found)
+    assert torch.equal(torch.autograd.grad(grad.sum(), x)[0][..., 1].bool().any(-1), where.to(device))
 
 
 def test_documents_that_do_not_fit() -> None:
