@@ -10,7 +10,7 @@ optimiser step is done; `cold` begins with empty caches of compiled kernels, `wa
 
 flash-linear-attention comes last, with what is left of `--seconds` in all; what it has done by then counts. Its kernels
 are tuned within its first step, with their candidates compiled side by side on all cores; `--fla-caches` keeps what was
-chosen for another call. `--micro-batch` is for ours; its own rows a pass are 32 (20m) and 16 (340m), as measured before.
+chosen for another call. `--micro-batch` is for ours; its own rows a pass are 32 (20m) and 16 (340m), as before.
 """
 
 from __future__ import annotations
