@@ -48,6 +48,10 @@ def _received(reader: Connection) -> Any:
 
 
 def _answer(writer: Connection, function: Callable[[World], Any], world: World) -> None:
+    import torch
+
+    # A forked process cannot use OpenMP threads that an earlier test started in this one: it would wait forever.
+    torch.set_num_threads(1)
     try:
         writer.send(function(world))
     except BaseException as error:
