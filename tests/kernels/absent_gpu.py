@@ -96,8 +96,12 @@ def compiled(wanted: Iterable[Launch], capability: int) -> list[Any]:
         except Exception as failure:
             return failure
 
+    wanted = list(wanted)
     with absent_driver(capability), ThreadPoolExecutor(os.cpu_count()) as pool:
-        return list(pool.map(one, wanted))
+        found = list(pool.map(one, wanted))
+        # What failed beside others, once more alone: Triton does not promise to compile in threads.
+        alone = zip(wanted, found, strict=True)
+        return [one(launch) if isinstance(built, Exception) else built for launch, built in alone]
 
 
 def key_of(launch: Launch) -> tuple[Any, ...]:

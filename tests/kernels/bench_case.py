@@ -254,6 +254,8 @@ def free() -> None:
 
 
 def first_line(failure: BaseException) -> str:
-    """What a refusal says, short enough for a cell."""
+    """What a refusal says, or what it comes from, short enough for a cell."""
+    while failure.__cause__ is not None:
+        failure = failure.__cause__
     lines = str(failure).strip().splitlines() or [""]
     return f"{type(failure).__name__} {lines[0]}"[:100].strip().replace("|", "/")
