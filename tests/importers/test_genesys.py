@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import copy
 import json
 import math
 import shutil
@@ -276,7 +277,8 @@ def test_whatever_stands_in_a_field_nothing_but_a_record_error_comes_of_it(data:
     files: dict[str, Any] = {"implementation.json": artefact(), "v.jsonl": line()}
     files["verifications/14M.json"] = verification("14M", UNTRAINED)
     name = data.draw(st.sampled_from(sorted(files)))
-    place: Any = files[name]
+    place: Any = copy.deepcopy(files[name])  # parts of it are other tests' too
+    files[name] = place
     while True:  # walk down to some field and put anything there
         key = data.draw(st.sampled_from(sorted(place)))
         if isinstance(place[key], dict) and place[key] and data.draw(st.booleans()):
