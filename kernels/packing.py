@@ -99,6 +99,11 @@ def first_tokens(documents: Tensor) -> Tensor:
     return begins
 
 
+def counted(documents: Tensor) -> Tensor:
+    """[batch, length] int32, the documents of each row counted from 1, whatever numbers they have."""
+    return first_tokens(documents).cumsum(1, dtype=torch.int32)
+
+
 def places(documents: Tensor) -> Tensor:
     """[batch, length] int64, how many tokens of its document come before each one.
 

@@ -125,8 +125,7 @@ class ShortConvolution(nn.Conv1d):
 
     `forward(x [batch, length, channels])` returns the output of the same shape and, with `output_final_state`,
     the last `kernel_size` inputs `[sequences, channels, kernel_size]`, to be given as `cache` to the next call.
-    With `cu_seqlens` (offsets `[sequences + 1]`, batch 1) the sequences of a row do not see each other, and with
-    `documents` (`[batch, length]` integers, not in fla) the documents of each row, which takes and gives no state.
+    With `cu_seqlens` (offsets `[sequences + 1]`, batch 1) the sequences of a row do not see each other.
     """
 
     def __init__(
@@ -156,16 +155,11 @@ class ShortConvolution(nn.Conv1d):
         cache: Tensor | None = None,
         output_final_state: bool = False,
         cu_seqlens: Tensor | None = None,
-        documents: Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if mask is not None:
             x = x * mask.unsqueeze(-1).to(x.dtype)
-        if documents is not None:
-            if cache is not None or output_final_state or cu_seqlens is not None:
-                raise ValueError("documents with a state or offsets: expected documents alone")
-            y, state = self._filter(x, documents), None
-        elif cu_seqlens is None:
+        if cu_seqlens is None:
             y, state = self._convolve(x, cache)
         else:
             lengths = cu_seqlens.diff().tolist()
@@ -179,14 +173,10 @@ class ShortConvolution(nn.Conv1d):
     def _convolve(self, x: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
         width = self.kernel_size[0]
         inputs = x if cache is None else torch.cat([cache.to(x.dtype).transpose(1, 2), x], dim=1)
-        y = self._filter(inputs)
+        bias = None if self.bias is None else self.bias.to(x.dtype)
+        y = short_convolution(inputs, self.weight.squeeze(1).to(x.dtype), bias, "silu" if self.activation else None)
         state = F.pad(inputs, (0, 0, max(0, width - inputs.shape[1]), 0))[:, -width:]
         return y[:, inputs.shape[1] - x.shape[1] :], state.transpose(1, 2)
-
-    def _filter(self, x: Tensor, documents: Tensor | None = None) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        weight = self.weight.squeeze(1).to(x.dtype)
-        return short_convolution(x, weight, bias, "silu" if self.activation else None, documents=documents)
 
 
 def get_unpad_data(attention_mask: Tensor) -> tuple[Tensor, Tensor, int]:

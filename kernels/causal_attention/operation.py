@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.operands import check_shapes
-from kernels.packing import check_documents, first_tokens
+from kernels.packing import check_documents, counted
 
 _AXES = {"q": "batch length heads key", "k": "batch length heads key", "v": "batch length heads value"}
 # Their product: the nats by which a key lies below those of the next document, where logits do not differ by more
@@ -69,7 +69,7 @@ def _apart(q: Tensor, k: Tensor, documents: Tensor, scale: float) -> tuple[Tenso
     logits of a row have in common is nothing to a softmax. Numbers of documents are two digits, lest bfloat16 rounds
     them; what q has for them may be rounded.
     """
-    number = first_tokens(documents).cumsum(1)[..., None, None] - 1
+    number = counted(documents)[..., None, None] - 1
     digits = torch.cat((number // _DIGIT * _DIGIT, number % _DIGIT), -1)
     raised = F.pad((_RAISED * digits).to(k.dtype), (0, _WIDTHS - 2)).expand(*k.shape[:3], _WIDTHS)
     asked = (_asked(q, k, scale) / scale).to(q.dtype).unsqueeze(-1).expand(*q.shape[:3], _WIDTHS)

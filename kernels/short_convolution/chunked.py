@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.operands import check_shapes, working_dtype
-from kernels.packing import first_tokens, kept
+from kernels.packing import counted, kept
 
 AXES = {"x": "batch length dim", "weight": "dim width", "bias": "dim"}
 
@@ -29,7 +29,7 @@ def short_convolution(
     padded = F.pad(x.to(dtype), (0, 0, width - 1, 0))
     seen = [padded[:, offset : offset + length] for offset in range(width)]
     if documents is not None:
-        runs = first_tokens(documents).cumsum(1)
+        runs = counted(documents)
         before = F.pad(runs, (width - 1, 0)).unfold(1, length, 1).unbind(1)
         seen = [kept(tokens, own == runs) for tokens, own in zip(seen[:-1], before, strict=False)] + seen[-1:]
     y = seen[0] * taps[0]

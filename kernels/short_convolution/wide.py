@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.configurations import choose
-from kernels.packing import first_tokens
+from kernels.packing import counted
 from kernels.short_convolution import wide_kernels
 
 
@@ -35,7 +35,8 @@ SPACE: dict[str, tuple[Any, ...]] = {
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor | None, silu: bool) -> Tensor:
     """y [batch, length, dim]; arguments as for the operation."""
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
-    _filter(x, weight, bias, _runs(documents), None, y, silu=silu)
+    runs = None if documents is None else counted(documents)
+    _filter(x, weight, bias, runs, None, y, silu=silu)
     return y
 
 
@@ -45,7 +46,7 @@ def backward(
     """Gradients of x in its type, of weight [dim, width] and bias [dim] in float32."""
     batch, length, dim = x.shape
     width, dy = weight.shape[1], dy.contiguous()
-    groups, runs = -(-width // 8), _runs(documents)
+    groups, runs = -(-width // 8), None if documents is None else counted(documents)
     x = x if x.stride(2) == 1 else x.contiguous()
     dz = dy
     if silu:
@@ -63,11 +64,6 @@ def backward(
     by_weight = partial.sum(0)[8 * groups - width :].T.clone(memory_format=torch.contiguous_format)
     by_bias = torch.zeros(dim, device=x.device) if bias is None else dz.sum((0, 1), dtype=torch.float32)
     return dx, by_weight, by_bias
-
-
-def _runs(documents: Tensor | None) -> Tensor | None:
-    """[batch, length] int32, counts the documents of each row."""
-    return None if documents is None else first_tokens(documents).cumsum(1, dtype=torch.int32)
 
 
 def _filter(
