@@ -16,6 +16,7 @@ from kernels.delta_rule.tiles import (
     load_rows,
     load_tile,
     locate,
+    one_document,
     store_rows,
     store_tile,
     tile_dot,
@@ -23,8 +24,8 @@ from kernels.delta_rule.tiles import (
 
 # fmt: off
 
-@triton.jit(do_not_specialize=COUNTS)
-def adjoint_additions(
+@triton.jit
+def _adjoint_additions(
     q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head,
     LENGTH, HEADS, CHUNKS, KEY, VALUE,
@@ -65,7 +66,39 @@ def adjoint_additions(
 
 
 @triton.jit(do_not_specialize=COUNTS)
-def gradients(
+def adjoint_additions(
+    q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head,
+    LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """What a chunk's outputs add to the gradient of the state it starts from: (e^G Q - P W)ᵀ scale dO."""
+    if APART:
+        batch, chunk, _, _ = locate(tl.program_id(0), CHUNKS, HEADS)
+        if one_document(documents, batch, chunk * C, LENGTH, C):
+            _adjoint_additions(
+                q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale, q_batch, q_token, q_head,
+                k_batch, k_token, k_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART,
+                EVEN_K, EVEN_V, False, False, NORMALISE, EPS, DOT, PRECISION,
+            )
+        else:
+            _adjoint_additions(
+                q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale, q_batch, q_token, q_head,
+                k_batch, k_token, k_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART,
+                EVEN_K, EVEN_V, True, True, NORMALISE, EPS, DOT, PRECISION,
+            )
+    else:
+        _adjoint_additions(
+            q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale, q_batch, q_token, q_head, k_batch,
+            k_token, k_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
+            EVEN_V, GATED, False, NORMALISE, EPS, DOT, PRECISION,
+        )
+
+
+@triton.jit
+def _gradients(
     q, k, v, beta, sums, documents, inverse, before, sound, out_grad, after_grad,
     q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, o_batch, o_token, o_head,
@@ -178,6 +211,45 @@ def gradients(
     if NORMALISE:
         key_grad = _through_length(key_grad, k, k_token, limit, KEY, C, BK, EVEN_K, EPS)
     store_tile(k_grad + gates * KEY, key_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def gradients(
+    q, k, v, beta, sums, documents, inverse, before, sound, out_grad, after_grad,
+    q_grad, k_grad, v_grad, beta_grad, log_decay_grad, scale,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, o_batch, o_token, o_head,
+    LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, FLIP: tl.constexpr,
+):
+    """All gradients of a chunk, from its first state and the gradient of its last one.
+
+    FLIP: tiles of keys and values are computed transposed; wide ones then have enough rows for eight warps.
+    """
+    if APART:
+        batch, chunk, _, _ = locate(tl.program_id(0), CHUNKS, HEADS)
+        if one_document(documents, batch, chunk * C, LENGTH, C):
+            _gradients(
+                q, k, v, beta, sums, documents, inverse, before, sound, out_grad, after_grad, q_grad, k_grad, v_grad,
+                beta_grad, log_decay_grad, scale, q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token,
+                v_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V,
+                False, False, NORMALISE, EPS, DOT, PRECISION, FLIP,
+            )
+        else:
+            _gradients(
+                q, k, v, beta, sums, documents, inverse, before, sound, out_grad, after_grad, q_grad, k_grad, v_grad,
+                beta_grad, log_decay_grad, scale, q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token,
+                v_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V,
+                True, True, NORMALISE, EPS, DOT, PRECISION, FLIP,
+            )
+    else:
+        _gradients(
+            q, k, v, beta, sums, documents, inverse, before, sound, out_grad, after_grad, q_grad, k_grad, v_grad,
+            beta_grad, log_decay_grad, scale, q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token,
+            v_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V, GATED,
+            False, NORMALISE, EPS, DOT, PRECISION, FLIP,
+        )
 
 
 @triton.jit

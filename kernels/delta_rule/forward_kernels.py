@@ -22,6 +22,7 @@ from kernels.delta_rule.tiles import (
     load_rows,
     load_tile,
     locate,
+    one_document,
     store_rows,
     store_sums,
     store_tile,
@@ -30,8 +31,8 @@ from kernels.delta_rule.tiles import (
 
 # fmt: off
 
-@triton.jit(do_not_specialize=COUNTS)
-def transitions(
+@triton.jit
+def _transitions(
     k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound,
     k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, PART_V: tl.constexpr,
@@ -114,6 +115,38 @@ def transitions(
         store_sums(sums + at * (2 * C), high, low, sound_rows, C)
 
 
+@triton.jit(do_not_specialize=COUNTS)
+def transitions(
+    k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound,
+    k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, PART_V: tl.constexpr,
+    EVEN_K: tl.constexpr, EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr,
+    EPS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """Of each chunk: (I + A)⁻¹, WᵀK̃ and U₀ᵀK̃ of the transposed state's step, e^{G_C}, G, the number of sound rows."""
+    if APART:
+        batch, chunk, _, row = locate(tl.program_id(0), CHUNKS, HEADS)
+        if one_document(documents, batch, chunk * C, LENGTH, C):
+            tl.store(kept + row * CHUNKS + chunk, 1.0)
+            _transitions(
+                k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound, k_batch, k_token,
+                k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, PART_V, EVEN_K,
+                EVEN_V, False, False, NORMALISE, EPS, DOT, PRECISION,
+            )
+        else:
+            _transitions(
+                k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound, k_batch, k_token,
+                k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, PART_V, EVEN_K,
+                EVEN_V, True, True, NORMALISE, EPS, DOT, PRECISION,
+            )
+    else:
+        _transitions(
+            k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound, k_batch, k_token,
+            k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, PART_V, EVEN_K,
+            EVEN_V, GATED, False, NORMALISE, EPS, DOT, PRECISION,
+        )
+
+
 @triton.jit(do_not_specialize=["CHUNKS", "SEGMENTS", "SPAN"])
 def states(
     transition, addition, kept, boundary, before, after, CHUNKS, SEGMENTS, SPAN, KEY, VALUE,
@@ -186,8 +219,8 @@ def links(
         state = load_rows(both + first * BK, PART, BK) + tl.dot(state, product, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def outputs(
+@triton.jit
+def _outputs(
     q, k, v, beta, sums, documents, inverse, before, sound, out, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
     LENGTH, HEADS, CHUNKS, KEY, VALUE,
@@ -231,3 +264,35 @@ def outputs(
         read += tl.dot(attention, u.to(DOT), input_precision=PRECISION)
         read = tl.where(rows[:, None] < limit, read * scale, float("nan"))
         store_tile(out, read, HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def outputs(
+    q, k, v, beta, sums, documents, inverse, before, sound, out, scale,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head,
+    LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """O = scale (e^G Q S + P U) with U = (I + A)⁻¹ β (V - e^G K S)."""
+    if APART:
+        batch, chunk, _, _ = locate(tl.program_id(0), CHUNKS, HEADS)
+        if one_document(documents, batch, chunk * C, LENGTH, C):
+            _outputs(
+                q, k, v, beta, sums, documents, inverse, before, sound, out, scale, q_batch, q_token, q_head, k_batch,
+                k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
+                EVEN_V, False, False, NORMALISE, EPS, DOT, PRECISION,
+            )
+        else:
+            _outputs(
+                q, k, v, beta, sums, documents, inverse, before, sound, out, scale, q_batch, q_token, q_head, k_batch,
+                k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
+                EVEN_V, True, True, NORMALISE, EPS, DOT, PRECISION,
+            )
+    else:
+        _outputs(
+            q, k, v, beta, sums, documents, inverse, before, sound, out, scale, q_batch, q_token, q_head, k_batch,
+            k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
+            EVEN_V, GATED, False, NORMALISE, EPS, DOT, PRECISION,
+        )

@@ -136,6 +136,14 @@ def load_decays(sums, at, C: tl.constexpr, DOT: tl.constexpr):
 
 
 @triton.jit
+def one_document(documents, batch, start, LENGTH, C: tl.constexpr):
+    """Whether no document begins in a chunk; most are shorter than documents, and such a chunk is computed as if there
+    were none. A document's number does not come back, so equal ends are enough."""
+    documents += batch * LENGTH
+    return tl.load(documents + tl.maximum(start - 1, 0)) == tl.load(documents + tl.minimum(start + C, LENGTH) - 1)
+
+
+@triton.jit
 def load_documents(documents, batch, start, LENGTH, C: tl.constexpr):
     """What `load_decays` gives where only documents end: ones within one, zeros between two."""
     documents += batch * LENGTH + start
