@@ -69,9 +69,7 @@ class TestHopper:
         raise AssertionError(f"{operation} {shape}")
 
     # What kernels without documents need, which are then as many side by side where there are some.
-    CAPS: ClassVar = {
-        (16, 32, 0): {"transitions": {"registers": 112}}, (16, 64, 0): {"outputs": {"registers": 128}}
-    }  # fmt: skip
+    CAPS: ClassVar = {(16, 32, 0): {"transitions": 112}, (16, 64, 0): {"outputs": 128}}
 
     # Width: tokens of a chunk; columns, warps, stages, registers of transitions, states, outputs, adjoint, gradients.
     @pytest.mark.parametrize(
@@ -96,8 +94,9 @@ class TestHopper:
             wanted[name] = {"part": part, "warps": warps, "stages": stages}
             wanted[name] |= {("flip" if value is True else "registers"): value for value in rest}
         for width, gated in product((least, most), (0, 1)):
-            capped = {name: wanted[name] | registers for name, registers in self.CAPS.get((bits, most, gated), {}).items()}
-            self.compare("delta_rule", wanted | capped, bits=bits, width=width, gated=gated)
+            caps = self.CAPS.get((bits, most, gated), {})
+            capped = wanted | {name: wanted[name] | {"registers": cap} for name, cap in caps.items()}
+            self.compare("delta_rule", capped, bits=bits, width=width, gated=gated)
 
     def test_linear_cross_entropy(self) -> None:
         both = {"bm": 128, "bn": 128, "programs": 132}
