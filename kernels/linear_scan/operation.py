@@ -11,9 +11,6 @@ from kernels.linear_scan import chunked
 from kernels.operands import fused_allowed
 from kernels.packing import check_documents, forget_before, packed
 
-# Whether the kernels of `triton.py` are used. So far only Triton's interpreter has run them; to be true once
-# tests/kernels/test_linear_scan.py and `make bench-kernels` have passed on a GPU.
-VERIFIED_ON_GPU = False
 # Tokens for each of which the forward kernel keeps one state for the backward kernel.
 KEPT_EVERY = 8
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -25,7 +22,7 @@ def linear_scan(
     """h_t = exp(log_decay_t) h_{t-1} + x_t, from h_{-1} = 0.
 
     The recurrence of S4D, S5 and RG-LRU layers and of exponential moving averages. On a GPU, bfloat16, float16 and
-    float32 have kernels of their own, which are differentiable once (not used before VERIFIED_ON_GPU).
+    float32 have kernels of their own, which are differentiable once.
 
     Args:
         x: [batch, length, dim].
@@ -61,8 +58,7 @@ def linear_scan(
 def _fused(x: Tensor, log_decay: Tensor) -> bool:
     """Whether the kernels can take them. They count within a sequence in 32 bits."""
     return (
-        VERIFIED_ON_GPU
-        and fused_allowed()
+        fused_allowed()
         and all(t.is_cuda and t.dtype in _TYPES for t in (x, log_decay))
         and x.dim() == 3
         and all(x.shape[1] * max(t.stride(1), x.shape[2]) < 2**31 for t in (x, log_decay) if t.dim() == 3)

@@ -36,17 +36,18 @@ SPACE: dict[str, tuple[Any, ...]] = {
 def forward(x: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
     """h [batch, length, dim], and float32 states for `backward`; log_decay [batch, length, dim] or [dim]."""
     batch, length, dim = x.shape
-    x, log_decay = _with_adjacent_channels(x), _with_adjacent_channels(log_decay)
+    x, g = _with_adjacent_channels(x), _decays(log_decay)
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     kept = torch.empty(batch, -(-length // KEPT_EVERY), dim, dtype=torch.float32, device=x.device)
     segments, tokens, channels = _sizes(x)
     grid = (batch * segments * -(-dim // channels),)
-    sizes = (length, dim, x.stride(0), x.stride(1), *_strides(log_decay))
-    options = {"segments": segments, "tokens": tokens, "BLOCK": KEPT_EVERY, "BD": channels, "num_warps": 1}
+    sizes = (length, dim, x.stride(0), x.stride(1), *_strides(g))
+    options = {"segments": segments, "tokens": tokens, "BLOCK": KEPT_EVERY, "BD": channels}
+    options |= {"CONSTANT": g.dim() == 1, "num_warps": 1}
     ends, totals = torch.empty(2, batch, segments, dim, dtype=torch.float32, device=x.device)
     if segments > 1:
-        triton_kernels.ends_kernel[grid](x, log_decay, ends, totals, *sizes, REVERSE=False, **options)
-    triton_kernels.forward_kernel[grid](x, log_decay, h, kept, ends, totals, *sizes, **options)
+        triton_kernels.ends_kernel[grid](x, g, ends, totals, *sizes, REVERSE=False, **options)
+    triton_kernels.forward_kernel[grid](x, g, h, kept, ends, totals, *sizes, **options)
     return h, kept
 
 
@@ -54,22 +55,23 @@ def backward(x: Tensor, log_decay: Tensor, kept: Tensor, dh: Tensor) -> tuple[Te
     """Gradients of x in its type and of log_decay: in its type, for a constant one in float32."""
     batch, length, dim = x.shape
     constant = log_decay.dim() == 1
-    x, log_decay, dh = _with_adjacent_channels(x), _with_adjacent_channels(log_decay), dh.contiguous()
+    x, g, dh = _with_adjacent_channels(x), _decays(log_decay), dh.contiguous()
     segments, tokens, channels = _sizes(x)
     grid = (batch * segments * -(-dim // channels),)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     shape, dtype = ((batch, segments, dim), torch.float32) if constant else (x.shape, log_decay.dtype)
     dg = torch.empty(shape, dtype=dtype, device=x.device)
-    options = {"segments": segments, "tokens": tokens, "BLOCK": KEPT_EVERY, "BD": channels, "num_warps": 1}
+    options = {"segments": segments, "tokens": tokens, "BLOCK": KEPT_EVERY, "BD": channels}
+    options |= {"CONSTANT": g.dim() == 1, "num_warps": 1}
     ends, totals = torch.empty(2, batch, segments, dim, dtype=torch.float32, device=x.device)
     if segments > 1:
         triton_kernels.ends_kernel[grid](
-            dh, log_decay, ends, totals, length, dim, dh.stride(0), dh.stride(1), *_strides(log_decay), REVERSE=True,
+            dh, g, ends, totals, length, dim, dh.stride(0), dh.stride(1), *_strides(g), REVERSE=True,
             **options,
         )  # fmt: skip
     triton_kernels.backward_kernel[grid](
-        x, log_decay, dh, kept, dx, dg, ends, totals, length, dim, x.stride(0), x.stride(1), *_strides(log_decay),
-        CONSTANT=constant, **options,
+        x, g, dh, kept, dx, dg, ends, totals, length, dim, x.stride(0), x.stride(1), *_strides(g),
+        **options,
     )  # fmt: skip
     return dx, dg.sum((0, 1)) if constant else dg
 
@@ -85,9 +87,14 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
     return -(-length // tokens), tokens, channels
 
 
-def _strides(log_decay: Tensor) -> tuple[int, int]:
+def _decays(log_decay: Tensor) -> Tensor:
+    """As the kernels take them: constant ones [dim] as decays, exact to float32's rounding."""
+    return log_decay.double().exp().float() if log_decay.dim() == 1 else _with_adjacent_channels(log_decay)
+
+
+def _strides(g: Tensor) -> tuple[int, int]:
     """From sequence to sequence and from token to token; a constant one is the same everywhere."""
-    return (0, 0) if log_decay.dim() == 1 else (log_decay.stride(0), log_decay.stride(1))
+    return (0, 0) if g.dim() == 1 else (g.stride(0), g.stride(1))
 
 
 def _with_adjacent_channels(x: Tensor) -> Tensor:

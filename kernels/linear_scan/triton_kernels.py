@@ -31,8 +31,10 @@ def _rows(ptr, first, stride, d, last, inside, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _decay(log_decay):
-    return tl.exp2(log_decay.to(tl.float32) * 1.4426950408889634)
+def _decay(g, CONSTANT: tl.constexpr):
+    """exp(g); g itself if CONSTANT, which is that already: there the error of exp2 would come back at each token."""
+    decay = g if CONSTANT else tl.exp2(g.to(tl.float32) * 1.4426950408889634)
+    return decay
 
 
 @triton.jit
@@ -60,7 +62,7 @@ def _after(ends_ptr, totals_ptr, batch, segment, d, dim, inside, segments, BD: t
 @triton.jit
 def ends_kernel(
     x_ptr, g_ptr, ends_ptr, totals_ptr, length, dim, x_batch, x_token, g_batch, g_token,
-    segments, tokens, BLOCK: tl.constexpr, BD: tl.constexpr, REVERSE: tl.constexpr,
+    segments, tokens, BLOCK: tl.constexpr, BD: tl.constexpr, CONSTANT: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Each segment by itself: what it leaves to the next one (REVERSE: passes back to the one before), and the product
     of its decays."""
@@ -81,7 +83,7 @@ def ends_kernel(
         following = _rows(x_ptr, block + step, x_token, d, last, inside, BLOCK)
         following_logs = _rows(g_ptr, block + step, g_token, d, last, inside, BLOCK)
         for i in tl.static_range(BLOCK):
-            decay = _decay(logs[BLOCK - 1 - i if REVERSE else i])
+            decay = _decay(logs[BLOCK - 1 - i if REVERSE else i], CONSTANT)
             x = rows[BLOCK - 1 - i if REVERSE else i].to(tl.float32)
             state = (state + x) * decay if REVERSE else state * decay + x
             total *= decay
@@ -96,7 +98,7 @@ def ends_kernel(
 @triton.jit
 def forward_kernel(
     x_ptr, g_ptr, h_ptr, kept_ptr, ends_ptr, totals_ptr, length, dim, x_batch, x_token, g_batch, g_token,
-    segments, tokens, BLOCK: tl.constexpr, BD: tl.constexpr,
+    segments, tokens, BLOCK: tl.constexpr, BD: tl.constexpr, CONSTANT: tl.constexpr,
 ):  # fmt: skip
     """Writes h, and for the backward pass the state before every BLOCK tokens. BLOCK tokens are read while as many are
     computed."""
@@ -114,7 +116,7 @@ def forward_kernel(
         following_logs = _rows(g_ptr, block + BLOCK, g_token, d, last, inside, BLOCK)
         tl.store(kept_ptr + block // BLOCK * dim + d, state, mask=inside)
         for u in tl.static_range(BLOCK):
-            state = _decay(logs[u]) * state + rows[u].to(tl.float32)
+            state = _decay(logs[u], CONSTANT) * state + rows[u].to(tl.float32)
             mask = inside & (block + u < last)
             tl.store(h_ptr + (block + u) * dim + d, state.to(h_ptr.dtype.element_ty), mask=mask)
         rows = following
@@ -122,12 +124,12 @@ def forward_kernel(
 
 
 @triton.jit
-def _states(kept_ptr, rows, logs, inside, BLOCK: tl.constexpr):
+def _states(kept_ptr, rows, logs, inside, BLOCK: tl.constexpr, CONSTANT: tl.constexpr):
     """The decayed states a_t h_{t-1} of a block, from the state before it."""
     state = tl.load(kept_ptr, mask=inside, other=0.0)
     decayed = ()
     for u in tl.static_range(BLOCK):
-        state *= _decay(logs[u])
+        state *= _decay(logs[u], CONSTANT)
         decayed = decayed + (state,)
         state += rows[u].to(tl.float32)
     return decayed
@@ -140,7 +142,7 @@ def backward_kernel(
     segments, tokens, BLOCK: tl.constexpr, BD: tl.constexpr, CONSTANT: tl.constexpr,
 ):  # fmt: skip
     """From the end: dx_t = dh_t + a_{t+1} dx_{t+1}, and the gradient a_t h_{t-1} dx_t of the log-decay, for which a
-    block's states are computed again. A CONSTANT log-decay gets one sum a segment, [batch, segments, dim]."""
+    block's states are computed again. A CONSTANT one gets one sum a segment, [batch, segments, dim]."""
     batch, segment, first, last, d = _place(length, dim, segments, tokens, BD)
     inside = d < dim
     x_ptr += batch * x_batch
@@ -159,12 +161,12 @@ def backward_kernel(
         following = _rows(x_ptr, block - BLOCK, x_token, d, last, inside, BLOCK)
         following_logs = _rows(g_ptr, block - BLOCK, g_token, d, last, inside, BLOCK)
         following_upstream = _rows(dh_ptr, block - BLOCK, dim, d, last, inside, BLOCK)
-        decayed = _states(kept_ptr + block // BLOCK * dim, rows, logs, inside, BLOCK)
+        decayed = _states(kept_ptr + block // BLOCK * dim, rows, logs, inside, BLOCK, CONSTANT)
         for u in tl.static_range(BLOCK - 1, -1, -1):
             mask = inside & (block + u < last)
             dx = upstream[u].to(tl.float32) + passed
             tl.store(dx_ptr + (block + u) * dim + d, dx.to(dx_ptr.dtype.element_ty), mask=mask)
-            passed = _decay(logs[u]) * dx
+            passed = _decay(logs[u], CONSTANT) * dx
             dg = decayed[u] * dx
             if CONSTANT:
                 summed += tl.where(mask, dg, 0.0)

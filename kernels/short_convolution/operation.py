@@ -11,9 +11,6 @@ from kernels.operands import fused_allowed
 from kernels.packing import check_documents, packed
 from kernels.short_convolution import chunked
 
-# Whether filters of 9 to 64 taps have kernels too. So far only Triton's interpreter has run those of `wide.py`; to be
-# true once tests/kernels/test_short_convolution.py and `make bench-kernels` have passed on a GPU with it.
-WIDE_VERIFIED_ON_GPU = False
 _NARROW, _WIDE = 8, 64
 _TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
@@ -31,7 +28,7 @@ def short_convolution(
 
     The convolution before the mixer of H3 (arXiv 2212.14052), Mamba (arXiv 2312.00752) and DeltaNet
     (arXiv 2406.06484). The last weight is the current token's. Its cost grows with the width. On a GPU, filters of up
-    to 8 taps have kernels of their own, which are differentiable once.
+    to 64 taps have kernels of their own, which are differentiable once.
 
     Args:
         x: [batch, length, dim].
@@ -41,7 +38,7 @@ def short_convolution(
         cu_seqlens: [sequences + 1] integers: x is one row of sequences laid end to end, sequence i from cu_seqlens[i]
             up to cu_seqlens[i + 1], each computed as if it were alone (`kernels.packing.packed`).
         documents: [batch, length] integers, which of its row's documents a token is of; each is computed as if it were
-            alone, on a GPU by kernels for up to 8 taps. Not together with cu_seqlens.
+            alone, on a GPU by the same kernels. Not together with cu_seqlens.
 
     Returns:
         y [batch, length, dim] in x's dtype; computed in float32 (float64 for float64 x).
@@ -58,8 +55,7 @@ def short_convolution(
     chunked.check_operands(x, weight, bias, activation)
     # The kernels count within a sequence in 32 bits.
     small = x.shape[1] * max(x.stride(1), x.shape[2]) < 2**31
-    widest = _WIDE if WIDE_VERIFIED_ON_GPU else _NARROW
-    if not (fused_allowed() and x.is_cuda and x.dtype in _TYPES and weight.shape[1] <= widest and small):
+    if not (fused_allowed() and x.is_cuda and x.dtype in _TYPES and weight.shape[1] <= _WIDE and small):
         return chunked.short_convolution(x, weight, bias, activation, documents)
     if weight.shape[1] == 1:
         documents = None

@@ -21,10 +21,7 @@ import kernels.delta_rule.triton
 import kernels.linear_attention.triton  # noqa: F401 (their operators have to be there)
 from kernels import configurations
 from kernels.delta_rule import operation as delta_operation
-from kernels.linear_attention import operation as attention_operation
 from kernels.linear_cross_entropy import triton as head
-from kernels.linear_scan import operation as scan_operation
-from kernels.short_convolution import operation as convolution_operation
 from tests.kernels.bench_case import Case, Draw, results
 
 Launch = tuple[Any, tuple[Any, ...], dict[str, Any]]  # kernel, arguments, and those by keyword
@@ -56,9 +53,6 @@ def absent_gpu(capability: int) -> Iterator[list[Launch]]:
             (triton.JITFunction, "run", note),
             (configurations, "device_class", lambda device: f"sm_{capability}"),
             (delta_operation, "_shared_bytes", lambda device: 2**18),
-            (attention_operation, "_VERIFIED", True),
-            (scan_operation, "VERIFIED_ON_GPU", True),
-            (convolution_operation, "WIDE_VERIFIED_ON_GPU", True),
             (head, "_accumulate", lambda total, a, b: None),  # by cuBLAS; torch 2.11 does not know it without contents
             (torch.cuda, "device", nullcontext),
             (torch.cuda, "device_of", nullcontext),

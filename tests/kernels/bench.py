@@ -26,9 +26,6 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from kernels.linear_attention import operation as attention_operation
-from kernels.linear_scan import operation as scan_operation
-from kernels.short_convolution import operation as convolution_operation
 from tests.kernels import bench_channels, bench_mixers
 from tests.kernels.bench_case import Case, Draw, Peaks, Target, Times, check, first_line, free, measure, peaks
 from tests.kernels.bench_rivals import Rivals
@@ -39,12 +36,6 @@ LEAST_SECONDS = 10.0  # that a rival is worth being asked for
 
 def all_cases() -> list[Case]:
     return [*bench_mixers.cases(), *bench_channels.cases()]
-
-
-def use_unverified_kernels() -> None:
-    """Those too that the operations do not choose before they have run on a GPU."""
-    attention_operation._VERIFIED = scan_operation.VERIFIED_ON_GPU = True
-    convolution_operation.WIDE_VERIFIED_ON_GPU = True
 
 
 @dataclass(frozen=True)
@@ -299,7 +290,6 @@ def main(words: Sequence[str] | None = None) -> int:
         if code := subprocess.run(tests, check=False).returncode:
             return code
     seed = int(time.time()) if options.seed is None else options.seed
-    use_unverified_kernels()
     rivals = Rivals()
     # A `timeout` ends the process of the rivals too, which would go on with the GPU.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -143,7 +143,6 @@ class TestKernels:
         transposed = made["v"].transpose(1, 3).contiguous().transpose(1, 3)
         assert torch.equal(ours(**(made | {"v": transposed}))[0], ours(**made)[0])
 
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own, in torch 2.11
     def test_compiled_whole(self) -> None:
         made = requiring_grad(operands(40, 16, 16, gated=True))
         backend = "aot_eager" if INTERPRETED else "inductor"
@@ -158,12 +157,14 @@ class TestKernels:
         made = operands(20, 4, 3, gated=gated, initial=True)
         documents = None if gated else torch.arange(20, device=DEVICE)[None] // 7
         found = []
-        for function in (ours, chunked.delta_rule):
-            inputs = requiring_grad(made)
+        for function, dtype in ((ours, None), (chunked.delta_rule, None), (chunked.delta_rule, torch.float64)):
+            inputs = requiring_grad({name: x.to(dtype) for name, x in made.items()})
             total = sum(x.sin().sum() for x in function(**inputs, scale=0.5, documents=documents))
             first = torch.autograd.grad(total, list(inputs.values()), create_graph=True)
             found.append(torch.autograd.grad(sum(x.square().sum() for x in first), list(inputs.values())))
-        assert all(error(a, b) < 1e-5 for a, b in zip(*found, strict=True))
+        # Some draws amplify rounding, in any form.
+        for mine, plain, exact in zip(*found, strict=True):
+            assert error(mine, exact) < min(TOLERANCES[torch.float32], 1e-5 + 2 * error(plain, exact))
 
     @on_gpu
     @pytest.mark.parametrize("gated", [False, True])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.linear_scan import chunked, linear_scan, operation
+from kernels.linear_scan import chunked, linear_scan
 from tests.kernels.cases import error
 from tests.kernels.conftest import TOLERANCES
 from tests.kernels.interpreter import run_interpreted
@@ -28,11 +28,6 @@ def test_gpu_form_compiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     uses = [use(launch, 90) for launch in launches(scan(2, 2048, 64))]
     assert sorted(one.kernel for one in uses) == ["backward_kernel", "ends_kernel", "ends_kernel", "forward_kernel"]
     assert not any(one.spilled for one in uses)
-
-
-@pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(operation, "VERIFIED_ON_GPU", True)
 
 
 def draw(batch: int, length: int, dim: int, dtype: torch.dtype, *, constant: bool) -> tuple[Tensor, Tensor]:
@@ -62,7 +57,6 @@ def compare(x: Tensor, log_decay: Tensor) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("length", [1, 15, 65, 1000, 2047])
@@ -72,7 +66,6 @@ def test_on_a_gpu(length: int, constant: bool, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_long_and_wide(dtype: torch.dtype) -> None:
     compare(*draw(1, 32_768, 1024, dtype, constant=False))
@@ -80,7 +73,6 @@ def test_long_and_wide(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("kernels")
 def test_extreme_decays_on_a_gpu() -> None:
     x, log_decay = draw(2, 500, 64, torch.float32, constant=False)
     choices = torch.tensor([0.0, -1e-3, -0.5, -30.0, -200.0, -1e4, -torch.inf], device="cuda")
@@ -90,7 +82,6 @@ def test_extreme_decays_on_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("kernels")
 def test_no_token_reaches_an_earlier_output_on_a_gpu() -> None:
     x, log_decay = draw(1, 700, 64, torch.float32, constant=False)
     before = linear_scan(x, log_decay)
@@ -104,7 +95,6 @@ def test_no_token_reaches_an_earlier_output_on_a_gpu() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.usefixtures("kernels")
 def test_in_a_compiled_graph() -> None:
     x, log_decay = (t.detach().clone().requires_grad_() for t in draw(2, 100, 64, torch.float32, constant=False))
     compiled = torch.compile(lambda x, g: linear_scan(x * 2, g) + 1, fullgraph=True)

@@ -38,10 +38,9 @@ def test_gpu_forms_compile(taps: int, tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("width", [1, 4, 8, 9, 30, 64, 65])
 @pytest.mark.parametrize("length", [1, 65, 1000])
-def test_on_a_gpu(length: int, width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_a_gpu(length: int, width: int, dtype: torch.dtype) -> None:
     """Against the plain form in float64, which the other files compare with the reference; never much worse than it is
     in the same precision."""
-    monkeypatch.setattr(operation, "WIDE_VERIFIED_ON_GPU", True)
     for dim, bias, activation in ((256, None, "silu"), (100, torch.randn(100, device="cuda"), None)):
         x = torch.randn(2, length, 3 * dim, device="cuda", dtype=dtype)[:, :, dim : 2 * dim]
         weight = torch.randn(dim, width, device="cuda")
@@ -64,9 +63,8 @@ def test_on_a_gpu(length: int, width: int, dtype: torch.dtype, monkeypatch: pyte
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 @pytest.mark.parametrize("width", [1, 2, 4, 8, 9, 30, 64])
-def test_documents_on_a_gpu(width: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_documents_on_a_gpu(width: int, dtype: torch.dtype) -> None:
     """Lengths of documents from 1; a single one in a row changes no bit."""
-    monkeypatch.setattr(operation, "WIDE_VERIFIED_ON_GPU", True)
     begins = torch.rand(2, 700, device="cuda") < torch.tensor([[0.02], [0.5]], device="cuda")
     documents = begins.cumsum(1, dtype=torch.int32)
     documents[:, -30:] = -1

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from kernels.configurations import TABLE, Shape, device_class, find, read_table, trial
-from tests.kernels.bench import all_cases, use_unverified_kernels
+from tests.kernels.bench import all_cases
 from tests.kernels.bench_case import Case, Draw, check, first_line, free, measure, results
 from tests.kernels.candidates import Candidates
 
@@ -259,7 +259,6 @@ def main(words: Sequence[str] | None = None) -> int:
         print("tune needs a CUDA device, and PyTorch finds none here", file=sys.stderr)
         return 2
     end = time.monotonic() + options.seconds
-    use_unverified_kernels()
     draw = Draw.from_seed(int(time.time()), "cuda")
     known = [case for case in all_cases() if case.timed and case.sizes in (options.operations or LAUNCHED_BY)]
     chosen = list({case.name: case for word in options.cases for case in known if word in case.name}.values())

@@ -131,6 +131,7 @@ def test_a_missing_gpu_is_named_and_auto_falls_back() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.filterwarnings("ignore:Mismatch dtype between input and weight")  # torch 2.11 on RMSNorm under autocast
 def test_gpu_trains_in_bf16_and_continues(source: str, scale: ScaleConfig, tmp_path: Path) -> None:
     scale.device = "cuda"
     model = build_model(source, vocab=30, scale=scale, dim=16, depth=2, seed=0)
