@@ -44,40 +44,54 @@ def _neighbours(x_ptr, first, stride, d, length, inside, WIDTH: tl.constexpr):
 
 
 @triton.jit
-def _marks(documents_ptr, first, length, COUNT: tl.constexpr):
-    """Which documents tokens are of; anything outside the sequence."""
-    marks = ()
-    for u in tl.static_range(COUNT):
+def _either(a, b):
+    return a | b
+
+
+@triton.jit
+def _crossings(documents_ptr, first, length, WIDTH: tl.constexpr, TOKENS: tl.constexpr, GROUP: tl.constexpr):
+    """Bit i: an output or gradient of the i-th GROUP of tokens, or a gradient that it adds to, has another document
+    within its reach. Numbers may come back, so all are compared with the ones before them."""
+    at = tl.arange(0, triton.next_power_of_2(TOKENS + 2 * WIDTH - 3)) - (WIDTH - 2)
+    t = first + at
+    there = (t > 0) & (t < length) & (at < TOKENS + WIDTH - 1)
+    mark = tl.load(documents_ptr + t, mask=there, other=0)
+    begins = mark != tl.load(documents_ptr + t - 1, mask=there, other=0)
+    # From the group of the document's first token to that of the last one that reaches back over it.
+    groups = (2 << (at + WIDTH - 2) // GROUP) - (1 << tl.maximum(at, 0) // GROUP)
+    return tl.reduce(tl.where(begins, groups, 0), 0, _either)
+
+
+@triton.jit
+def _runs(documents_ptr, first, length, COUNT: tl.constexpr):
+    """How often the document has changed up to each of COUNT tokens."""
+    previous = tl.load(documents_ptr + first, mask=(first >= 0) & (first < length), other=0)
+    run = first - first
+    runs = (run,)
+    for u in tl.static_range(1, COUNT):
         t = first + u
-        marks = marks + (tl.load(documents_ptr + t, mask=(t >= 0) & (t < length), other=0),)
-    return marks
+        mark = tl.load(documents_ptr + t, mask=(t >= 0) & (t < length), other=0)
+        run += (mark != previous).to(tl.int32)
+        runs = runs + (run,)
+        previous = mark
+    return runs
 
 
 @triton.jit
-def _last_run(window, marks, WIDTH: tl.constexpr):
-    """Zeros in place of what lies before the document of the window's last token."""
-    apart = marks[WIDTH - 2] != marks[WIDTH - 2]
-    kept = (window[WIDTH - 2],)
-    for i in tl.static_range(1, WIDTH - 1):
-        apart = apart | (marks[WIDTH - 2 - i] != marks[WIDTH - 1 - i])
-        kept = (tl.where(apart, 0.0, window[WIDTH - 2 - i]),) + kept
-    return kept
-
-
-@triton.jit
-def _none_where(apart, window, COUNT: tl.constexpr):
-    kept = ()
-    for j in tl.static_range(COUNT):
-        kept = kept + (tl.where(apart, 0.0, window[j]),)
-    return kept
-
-
-@triton.jit
-def _of_oldest(passed, runs, WIDTH: tl.constexpr):
+def _of_newest(seen, runs, FROM: tl.constexpr, WIDTH: tl.constexpr):
     """Zeros in place of what is not of the last one's document."""
     kept = ()
     for j in tl.static_range(WIDTH):
-        kept = kept + (tl.where(runs[j] == runs[WIDTH - 1], passed[j], 0.0),)
+        kept = kept + (tl.where(runs[FROM + j] == runs[FROM + WIDTH - 1], seen[j], 0.0),)
+    return kept
+
+
+@triton.jit
+def _of_oldest(passed, runs, FROM: tl.constexpr, WIDTH: tl.constexpr):
+    """As `_of_newest`, of what is newest first."""
+    kept = ()
+    for j in tl.static_range(WIDTH):
+        kept = kept + (tl.where(runs[FROM + WIDTH - 1 - j] == runs[FROM], passed[j], 0.0),)
     return kept
 
 
@@ -105,6 +119,28 @@ def _sigmoid(z):
 
 
 @triton.jit
+def _outputs(
+    y_ptr, documents_ptr, block, last, length, dim, d, inside, window, rows, taps, bias,
+    WIDTH: tl.constexpr, SILU: tl.constexpr, APART: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Of AHEAD tokens. Returns the WIDTH - 1 tokens before the next one."""
+    if APART:
+        runs = _runs(documents_ptr, block - (WIDTH - 1), length, WIDTH - 1 + AHEAD)
+    for u in tl.static_range(AHEAD):
+        seen = window + (rows[u].to(tl.float32),)
+        near = seen
+        if APART:
+            near = _of_newest(seen, runs, u, WIDTH)
+        y = _filtered(near, taps, bias, WIDTH)
+        if SILU:
+            y *= _sigmoid(y)
+        mask = inside & (block + u < last)
+        tl.store(y_ptr + (block + u) * dim + d, y.to(y_ptr.dtype.element_ty), mask=mask)
+        window = seen[1:]
+    return window
+
+
+@triton.jit
 def forward_kernel(
     x_ptr, w_ptr, b_ptr, documents_ptr, y_ptr, length, dim, x_batch, x_token,
     WIDTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, APART: tl.constexpr, TOKENS: tl.constexpr,
@@ -124,31 +160,63 @@ def forward_kernel(
     if BIAS:
         bias += tl.load(b_ptr + d, mask=inside, other=0.0).to(tl.float32)
     window = _neighbours(x_ptr, first, x_token, d, length, inside, WIDTH)
+    rows = _rows(x_ptr, first, x_token, d, last, inside, AHEAD)
+    # So large that 32 bits suffice for a program's groups.
+    GROUP: tl.constexpr = AHEAD * triton.cdiv(TOKENS, 16 * AHEAD)
     if APART:
         documents_ptr += batch * length
-        marks = _marks(documents_ptr, first - (WIDTH - 1), length, WIDTH - 1)
-        window = _last_run(window, marks, WIDTH)
-        previous = marks[WIDTH - 2]
-        marks = _marks(documents_ptr, first, length, AHEAD)
-    rows = _rows(x_ptr, first, x_token, d, last, inside, AHEAD)
+        crossings = _crossings(documents_ptr, first, length, WIDTH, TOKENS, GROUP)
     for block in range(first, last, AHEAD):
         following = _rows(x_ptr, block + AHEAD, x_token, d, last, inside, AHEAD)
-        if APART:
-            following_marks = _marks(documents_ptr, block + AHEAD, length, AHEAD)
-        for u in tl.static_range(AHEAD):
-            if APART:
-                window = _none_where(marks[u] != previous, window, WIDTH - 1)
-                previous = marks[u]
-            seen = window + (rows[u].to(tl.float32),)
-            y = _filtered(seen, taps, bias, WIDTH)
-            if SILU:
-                y *= _sigmoid(y)
-            mask = inside & (block + u < last)
-            tl.store(y_ptr + (block + u) * dim + d, y.to(y_ptr.dtype.element_ty), mask=mask)
-            window = seen[1:]
+        if APART and (crossings >> (block - first) // GROUP) & 1 != 0:
+            window = _outputs(
+                y_ptr, documents_ptr, block, last, length, dim, d, inside, window, rows, taps, bias,
+                WIDTH, SILU, True, AHEAD,
+            )  # fmt: skip
+        else:
+            window = _outputs(
+                y_ptr, documents_ptr, block, last, length, dim, d, inside, window, rows, taps, bias,
+                WIDTH, SILU, False, AHEAD,
+            )  # fmt: skip
         rows = following
+
+
+@triton.jit
+def _gradients(
+    dx_ptr, documents_ptr, block, first, last, length, dim, d, inside, window, rows, upstream, later, by_taps, by_bias,
+    taps, bias, WIDTH: tl.constexpr, BIAS: tl.constexpr, SILU: tl.constexpr, APART: tl.constexpr, AHEAD: tl.constexpr,
+):  # fmt: skip
+    """Adds what AHEAD tokens pass back. Returns window, later, by_taps and by_bias of the next ones."""
+    if APART:
+        runs = _runs(documents_ptr, block - (WIDTH - 1), length, WIDTH - 1 + AHEAD)
+    for u in tl.static_range(AHEAD):
+        seen = window + (rows[u].to(tl.float32),)
+        near = seen
         if APART:
-            marks = following_marks
+            near = _of_newest(seen, runs, u, WIDTH)
+        dz = upstream[u].to(tl.float32)
+        if SILU:
+            z = _filtered(near, taps, bias, WIDTH)
+            s = _sigmoid(z)
+            dz *= s + z * s * (1 - s)
+        own = tl.where(block + u < last, dz, 0.0)
+        if BIAS:
+            by_bias += own
+        added = ()
+        for j in tl.static_range(WIDTH):
+            added = added + (by_taps[j] + own * near[j],)
+        by_taps = added
+        # Newest first: the newest one reaches the token WIDTH - 1 before it through the first tap.
+        passed = (dz,) + later
+        t = block + u - (WIDTH - 1)
+        reaching = passed
+        if APART:
+            reaching = _of_oldest(passed, runs, u, WIDTH)
+        dx = _filtered(reaching, taps, tl.zeros_like(bias), WIDTH)
+        tl.store(dx_ptr + t * dim + d, dx.to(dx_ptr.dtype.element_ty), mask=inside & (t >= first) & (t < last))
+        window = seen[1:]
+        later = passed[: WIDTH - 1]
+    return window, later, by_taps, by_bias
 
 
 @triton.jit
@@ -175,16 +243,6 @@ def backward_kernel(
     if BIAS:
         bias += tl.load(b_ptr + d, mask=inside, other=0.0).to(tl.float32)
     window = _neighbours(x_ptr, first, x_token, d, length, inside, WIDTH)
-    if APART:
-        documents_ptr += batch * length
-        marks = _marks(documents_ptr, first - (WIDTH - 1), length, WIDTH - 1)
-        window = _last_run(window, marks, WIDTH)
-        previous = marks[WIDTH - 2]
-        marks = _marks(documents_ptr, first, length, AHEAD)
-        run = first - first
-        runs = ()
-        for _ in tl.static_range(WIDTH - 1):
-            runs = runs + (run,)
     later, by_taps = (), ()
     for _ in tl.static_range(WIDTH - 1):
         later = later + (tl.zeros([BD], tl.float32),)
@@ -193,46 +251,25 @@ def backward_kernel(
     by_bias = tl.zeros([BD], tl.float32)
     rows = _rows(x_ptr, first, x_token, d, reached, inside, AHEAD)
     upstream = _rows(dy_ptr, first, dim, d, reached, inside, AHEAD)
+    GROUP: tl.constexpr = AHEAD * triton.cdiv(TOKENS, 16 * AHEAD)
+    if APART:
+        documents_ptr += batch * length
+        crossings = _crossings(documents_ptr, first, length, WIDTH, TOKENS, GROUP)
     for block in range(first, last + WIDTH - 1, AHEAD):
         following = _rows(x_ptr, block + AHEAD, x_token, d, reached, inside, AHEAD)
         following_upstream = _rows(dy_ptr, block + AHEAD, dim, d, reached, inside, AHEAD)
-        if APART:
-            following_marks = _marks(documents_ptr, block + AHEAD, length, AHEAD)
-        for u in tl.static_range(AHEAD):
-            if APART:
-                begins = marks[u] != previous
-                window = _none_where(begins, window, WIDTH - 1)
-                previous = marks[u]
-                run += begins.to(tl.int32)
-            seen = window + (rows[u].to(tl.float32),)
-            dz = upstream[u].to(tl.float32)
-            if SILU:
-                z = _filtered(seen, taps, bias, WIDTH)
-                s = _sigmoid(z)
-                dz *= s + z * s * (1 - s)
-            own = tl.where(block + u < last, dz, 0.0)
-            if BIAS:
-                by_bias += own
-            added = ()
-            for j in tl.static_range(WIDTH):
-                added = added + (by_taps[j] + own * seen[j],)
-            by_taps = added
-            # Newest first: the newest one reaches the token WIDTH - 1 before it through the first tap.
-            passed = (dz,) + later
-            t = block + u - (WIDTH - 1)
-            reaching = passed
-            if APART:
-                all_runs = (run,) + runs
-                reaching = _of_oldest(passed, all_runs, WIDTH)
-                runs = all_runs[: WIDTH - 1]
-            dx = _filtered(reaching, taps, tl.zeros([BD], tl.float32), WIDTH)
-            tl.store(dx_ptr + t * dim + d, dx.to(dx_ptr.dtype.element_ty), mask=inside & (t >= first) & (t < last))
-            window = seen[1:]
-            later = passed[: WIDTH - 1]
+        if APART and (crossings >> (block - first) // GROUP) & 1 != 0:
+            window, later, by_taps, by_bias = _gradients(
+                dx_ptr, documents_ptr, block, first, last, length, dim, d, inside, window, rows, upstream, later,
+                by_taps, by_bias, taps, bias, WIDTH, BIAS, SILU, True, AHEAD,
+            )  # fmt: skip
+        else:
+            window, later, by_taps, by_bias = _gradients(
+                dx_ptr, documents_ptr, block, first, last, length, dim, d, inside, window, rows, upstream, later,
+                by_taps, by_bias, taps, bias, WIDTH, BIAS, SILU, False, AHEAD,
+            )  # fmt: skip
         rows = following
         upstream = following_upstream
-        if APART:
-            marks = following_marks
     for j in tl.static_range(WIDTH):
         tl.store(partial_ptr + j * dim + d, by_taps[j], mask=inside)
     tl.store(partial_ptr + WIDTH * dim + d, by_bias, mask=inside)
