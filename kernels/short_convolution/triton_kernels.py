@@ -49,28 +49,31 @@ def _either(a, b):
 
 
 @triton.jit
+def _mark(documents_ptr, t, length, there):
+    """The document of token t, of the nearest one outside the sequence."""
+    return tl.load(documents_ptr + tl.maximum(tl.minimum(t, length - 1), 0), mask=there)
+
+
+@triton.jit
 def _crossings(documents_ptr, first, length, WIDTH: tl.constexpr, TOKENS: tl.constexpr, GROUP: tl.constexpr):
     """Bit i: an output or gradient of the i-th GROUP of tokens, or a gradient that it adds to, has another document
     within its reach. Numbers may come back, so all are compared with the ones before them."""
     at = tl.arange(0, triton.next_power_of_2(TOKENS + 2 * WIDTH - 3)) - (WIDTH - 2)
-    t = first + at
-    there = (t > 0) & (t < length) & (at < TOKENS + WIDTH - 1)
-    mark = tl.load(documents_ptr + t, mask=there, other=0)
-    begins = mark != tl.load(documents_ptr + t - 1, mask=there, other=0)
+    there = at < TOKENS + WIDTH - 1
+    begins = _mark(documents_ptr, first + at, length, there) != _mark(documents_ptr, first + at - 1, length, there)
     # From the group of the document's first token to that of the last one that reaches back over it.
     groups = (2 << (at + WIDTH - 2) // GROUP) - (1 << tl.maximum(at, 0) // GROUP)
-    return tl.reduce(tl.where(begins, groups, 0), 0, _either)
+    return tl.reduce(tl.where(begins & there, groups, 0), 0, _either)
 
 
 @triton.jit
 def _runs(documents_ptr, first, length, COUNT: tl.constexpr):
     """How often the document has changed up to each of COUNT tokens."""
-    previous = tl.load(documents_ptr + first, mask=(first >= 0) & (first < length), other=0)
+    previous = _mark(documents_ptr, first, length, None)
     run = first - first
     runs = (run,)
     for u in tl.static_range(1, COUNT):
-        t = first + u
-        mark = tl.load(documents_ptr + t, mask=(t >= 0) & (t < length), other=0)
+        mark = _mark(documents_ptr, first + u, length, None)
         run += (mark != previous).to(tl.int32)
         runs = runs + (run,)
         previous = mark
@@ -168,11 +171,13 @@ def forward_kernel(
         crossings = _crossings(documents_ptr, first, length, WIDTH, TOKENS, GROUP)
     for block in range(first, last, AHEAD):
         following = _rows(x_ptr, block + AHEAD, x_token, d, last, inside, AHEAD)
-        if APART and (crossings >> (block - first) // GROUP) & 1 != 0:
-            window = _outputs(
-                y_ptr, documents_ptr, block, last, length, dim, d, inside, window, rows, taps, bias,
-                WIDTH, SILU, True, AHEAD,
-            )  # fmt: skip
+        if APART and (crossings >> block % TOKENS // GROUP) & 1 != 0:
+            for u in range(AHEAD):
+                t = block + u
+                window = _outputs(
+                    y_ptr, documents_ptr, t, last, length, dim, d, inside, window,
+                    _rows(x_ptr, t, x_token, d, last, inside, 1), taps, bias, WIDTH, SILU, True, 1,
+                )  # fmt: skip
         else:
             window = _outputs(
                 y_ptr, documents_ptr, block, last, length, dim, d, inside, window, rows, taps, bias,
@@ -259,10 +264,13 @@ def backward_kernel(
         following = _rows(x_ptr, block + AHEAD, x_token, d, reached, inside, AHEAD)
         following_upstream = _rows(dy_ptr, block + AHEAD, dim, d, reached, inside, AHEAD)
         if APART and (crossings >> (block - first) // GROUP) & 1 != 0:
-            window, later, by_taps, by_bias = _gradients(
-                dx_ptr, documents_ptr, block, first, last, length, dim, d, inside, window, rows, upstream, later,
-                by_taps, by_bias, taps, bias, WIDTH, BIAS, SILU, True, AHEAD,
-            )  # fmt: skip
+            for u in range(AHEAD):
+                t = block + u
+                window, later, by_taps, by_bias = _gradients(
+                    dx_ptr, documents_ptr, t, first, last, length, dim, d, inside, window,
+                    _rows(x_ptr, t, x_token, d, reached, inside, 1), _rows(dy_ptr, t, dim, d, reached, inside, 1),
+                    later, by_taps, by_bias, taps, bias, WIDTH, BIAS, SILU, True, 1,
+                )  # fmt: skip
         else:
             window, later, by_taps, by_bias = _gradients(
                 dx_ptr, documents_ptr, block, first, last, length, dim, d, inside, window, rows, upstream, later,
