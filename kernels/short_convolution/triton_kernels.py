@@ -171,7 +171,7 @@ def forward_kernel(
         crossings = _crossings(documents_ptr, first, length, WIDTH, TOKENS, GROUP)
     for block in range(first, last, AHEAD):
         following = _rows(x_ptr, block + AHEAD, x_token, d, last, inside, AHEAD)
-        if APART and (crossings >> block % TOKENS // GROUP) & 1 != 0:
+        if APART and (crossings >> (block - first).to(tl.uint32) // GROUP) & 1 != 0:
             for u in range(AHEAD):
                 t = block + u
                 window = _outputs(
@@ -263,7 +263,7 @@ def backward_kernel(
     for block in range(first, last + WIDTH - 1, AHEAD):
         following = _rows(x_ptr, block + AHEAD, x_token, d, reached, inside, AHEAD)
         following_upstream = _rows(dy_ptr, block + AHEAD, dim, d, reached, inside, AHEAD)
-        if APART and (crossings >> (block - first) // GROUP) & 1 != 0:
+        if APART and (crossings >> (block - first).to(tl.uint32) // GROUP) & 1 != 0:
             for u in range(AHEAD):
                 t = block + u
                 window, later, by_taps, by_bias = _gradients(
