@@ -54,7 +54,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor | 
     triton_kernels.forward_kernel[(batch * -(-length // tokens) * -(-dim // channels),)](
         x, weight.contiguous(), bias, _contiguous(documents), y, length, dim, x.stride(0), x.stride(1),
         WIDTH=weight.shape[1], BIAS=bias is not None, APART=documents is not None, SILU=silu, TOKENS=tokens,
-        AHEAD=walk.ahead, BD=channels, num_warps=1,
+        AHEAD=walk.ahead, BD=channels, num_warps=1, maxnreg=_most_registers(x, weight, documents, channels, 64),
     )  # fmt: skip
     return y
 
@@ -73,7 +73,7 @@ def backward(
     triton_kernels.backward_kernel[(blocks * -(-dim // channels),)](
         x, weight.contiguous(), bias, _contiguous(documents), dy.contiguous(), dx, partial, length, dim, x.stride(0),
         x.stride(1), WIDTH=width, BIAS=bias is not None, APART=documents is not None, SILU=silu, TOKENS=tokens,
-        AHEAD=walk.ahead, BD=channels, num_warps=1,
+        AHEAD=walk.ahead, BD=channels, num_warps=1, maxnreg=_most_registers(x, weight, documents, channels, 128),
     )  # fmt: skip
     total = partial.sum(0)
     # A copy even where the transposed view is contiguous: results of a custom operation must not share memory.
@@ -90,6 +90,13 @@ def _sizes(x: Tensor, weight: Tensor, direction: int) -> tuple[Walk, int, int]:
         if batch * -(-length // tokens) * -(-dim // channels) >= walk.programs:
             break
     return walk, channels, tokens
+
+
+def _most_registers(x: Tensor, weight: Tensor, documents: Tensor | None, channels: int, least: int) -> int | None:
+    """So many that with documents as many programs run at a time as without, which takes no more."""
+    if documents is None or x.shape[2] % 16 or x.stride(1) % 16:  # what is not aligned takes more either way
+        return None
+    return least if channels * weight.shape[1] <= 512 else min(2 * least, 255)
 
 
 def _with_adjacent_channels(x: Tensor) -> Tensor:

@@ -151,7 +151,8 @@ def forward_kernel(
 ):  # fmt: skip
     """TOKENS tokens of BD channels of one sequence; AHEAD tokens are read while as many are computed.
 
-    APART: what is before a document counts as zero. WIDTH is at least 2 then.
+    APART: what is before a document counts as zero. WIDTH is at least 2 then. Where a border is near, which is rare,
+    tokens are read again one by one: that takes no more registers than the others do.
     """
     batch, first, d = _place(length, dim, TOKENS, BD)
     last = tl.minimum(first + TOKENS, length)
@@ -164,7 +165,7 @@ def forward_kernel(
         bias += tl.load(b_ptr + d, mask=inside, other=0.0).to(tl.float32)
     window = _neighbours(x_ptr, first, x_token, d, length, inside, WIDTH)
     rows = _rows(x_ptr, first, x_token, d, last, inside, AHEAD)
-    # So large that 32 bits suffice for a program's groups.
+    # Blocks are marked in groups, so that 32 bits suffice.
     GROUP: tl.constexpr = AHEAD * triton.cdiv(TOKENS, 16 * AHEAD)
     if APART:
         documents_ptr += batch * length

@@ -14,9 +14,10 @@ from tests.kernels.cases import error
 
 
 @pytest.fixture(autouse=True)
-def small_blocks() -> Iterator[None]:
-    """So that short sequences are cut too."""
-    forward, backward = ({"tokens": [tokens], "programs": 1, "ahead": 4, "bytes": 8} for tokens in (8, 16))
+def small_blocks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """So that short sequences are cut too. Tokens of a program, forward and backward, and read ahead."""
+    *both, ahead = getattr(request, "param", (8, 16, 4))
+    forward, backward = ({"tokens": [tokens], "programs": 1, "ahead": ahead, "bytes": 8} for tokens in both)
     with (
         trial("short_convolution", {"forward": forward, "backward": backward}),
         trial("short_convolution_wide", {"tokens": 16, "summed": 24, "bytes": 4}),
@@ -83,6 +84,22 @@ def test_documents_stay_apart(length: int, width: int, silu: bool, dtype: torch.
     found = (form.forward(x, weight, bias, documents, silu), *form.backward(x, weight, bias, documents, silu, dy))
     exact = [tensor.double().requires_grad_() for tensor in (x, weight, bias)]
     y = reference.short_convolution(*exact, "silu" if silu else None, documents=documents)
+    for ours, expected in zip(found, (y, *torch.autograd.grad((y * dy).sum(), exact)), strict=True):
+        assert error(ours, expected) < 1e-5
+
+
+@pytest.mark.parametrize("small_blocks", [(64, 64, 2)], indirect=True, ids=str)
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_borders_far_from_each_other(width: int) -> None:
+    """Most blocks of tokens hold none; each is marked together with the next one here. Numbers come back."""
+    documents = torch.zeros(3, 72, dtype=torch.int32)
+    for row, (begin, end) in enumerate(((1, 33), (63, 68), (31, 64))):
+        documents[row, begin:end] = 1
+    x, dy, weight = torch.randn(3, 72, 1), torch.randn(3, 72, 1), torch.randn(1, width)
+    dx, by_weight, _ = fused.backward(x, weight, None, documents, True, dy)
+    found = fused.forward(x, weight, None, documents, True), dx, by_weight
+    exact = [tensor.double().requires_grad_() for tensor in (x, weight)]
+    y = reference.short_convolution(exact[0], exact[1], None, "silu", documents=documents)
     for ours, expected in zip(found, (y, *torch.autograd.grad((y * dy).sum(), exact)), strict=True):
         assert error(ours, expected) < 1e-5
 
