@@ -129,10 +129,10 @@ def _gradients(
     strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
     x = load_rows(inverse + at * (C * C), C, C)
     attention = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
-    attention = tl.where(below | (rows[:, None] == rows[None, :]), attention, 0.0)
     if GATED:
         between, from_start, to_end, whole = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
         attention = attention * between
+    attention = tl.where(below | (rows[:, None] == rows[None, :]), attention, 0.0)
     weights = attention.to(DOT)
 
     attention_grad = tl.zeros((C, C), tl.float32)
@@ -194,9 +194,9 @@ def _gradients(
     store_tile(q_grad + gates * KEY, query_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
 
     overlap = tl.dot(key, tl.trans(key), input_precision=PRECISION)
-    overlap_grad = tl.where(below, overlap_grad, 0.0)
     if GATED:
         overlap_grad = overlap_grad * between
+    overlap_grad = tl.where(below, overlap_grad, 0.0)
     overlap *= overlap_grad
     strength_grad += tl.sum(overlap, 1)
     tl.store(beta_grad + gates + rows * HEADS, strength_grad.to(beta_grad.dtype.element_ty), mask=rows < length)

@@ -70,10 +70,13 @@ def _transitions(
         tl.store(kept + at, whole)
     elif GATED:
         high, low = cumulative(tl.where(alive, log_decays, 0.0))
-        a = a * between_tokens(high[:, None], low[:, None], high[None, :], low[None, :], C, DOT)
-        whole, whole_low = at_row(high, C - 1, C), at_row(low, C - 1, C)
-        from_start, to_end = tl.exp(high), tl.exp((whole - high) + (whole_low - low))
-        tl.store(kept + at, tl.exp(whole))
+        a = a * between_tokens(high[:, None], low[:, None], high[None, :], low[None, :], DOT)
+        whole = at_row(high, C - 1, C)
+        left = whole - high
+        if tl.float32 == DOT:
+            left += at_row(low, C - 1, C) - low
+        from_start, to_end = tl.exp2(high), tl.exp2(left)
+        tl.store(kept + at, tl.exp2(whole))
     x = unit_lower_inverse(bounded(tl.where(rows[:, None] > rows[None, :], a, 0.0)), C, PRECISION)
     limit = tl.minimum(limit, first_row(tl.max(tl.abs(x), 1) >= LARGEST, C))
     x = tl.where(rows[:, None] < limit, x, 0.0)
@@ -112,7 +115,7 @@ def _transitions(
             store_rows(addition + (at * BV + first) * BK, nothing, PART_V, BK)
     tl.store(sound + at, sound_rows)
     if GATED and not APART:
-        store_sums(sums + at * (2 * C), high, low, sound_rows, C)
+        store_sums(sums + at * (2 * C), high, low, sound_rows, C, DOT)
 
 
 @triton.jit(do_not_specialize=COUNTS)

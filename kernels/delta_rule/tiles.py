@@ -13,6 +13,7 @@ COUNTS = ("LENGTH", "HEADS", "CHUNKS")
 LARGEST = tl.constexpr(1e18)
 # exp() of anything below is exactly zero in float32.
 ZERO_BELOW = tl.constexpr(-104.0)
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 
 # fmt: off
@@ -86,11 +87,11 @@ def load_log_decay(pointer, stride, limit, C: tl.constexpr):
 
 @triton.jit
 def cumulative(log_decay):
-    """Sums of the log-decays up to and with each token [C], in two float32 numbers.
+    """Sums of the log-decays up to and with each token [C], to base 2, in two float32 numbers.
 
     They are made in float64, because one strong decay makes them large and the later weak ones small beside them.
     """
-    exact = tl.cumsum(log_decay.to(tl.float64), 0)
+    exact = tl.cumsum(log_decay.to(tl.float64), 0) * LOG2_E
     high = exact.to(tl.float32)
     return high, (exact - high.to(tl.float64)).to(tl.float32)
 
@@ -102,21 +103,24 @@ def at_row(x, row, C: tl.constexpr):
 
 
 @triton.jit
-def store_sums(pointer, high, low, limit, C: tl.constexpr):
+def store_sums(pointer, high, low, limit, C: tl.constexpr, DOT: tl.constexpr):
     """For `load_decays`, as if the log-decays from row `limit` on were 0."""
     row = tl.arange(0, C)
     tl.store(pointer + row, tl.where(row < limit, high, at_row(high, limit - 1, C)))
-    tl.store(pointer + C + row, tl.where(row < limit, low, at_row(low, limit - 1, C)))
+    if tl.float32 == DOT:
+        tl.store(pointer + C + row, tl.where(row < limit, low, at_row(low, limit - 1, C)))
 
 
 @triton.jit
-def between_tokens(high, low, high_before, low_before, C: tl.constexpr, DOT: tl.constexpr):
-    """Decays [C, C] from cumulative sums [C, 1] and [1, C]; products in bfloat16 need no second number."""
-    row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+def between_tokens(high, low, high_before, low_before, DOT: tl.constexpr):
+    """Decays [C, C] from cumulative sums [C, 1] and [1, C]; products in bfloat16 need no second number.
+
+    Above the diagonal they are anything, inf too: what they are multiplied with is masked afterwards.
+    """
     difference = high - high_before
     if tl.float32 == DOT:
         difference += low - low_before
-    return tl.where(row >= column, tl.exp(tl.where(row > column, difference, 0.0)), 0.0)
+    return tl.exp2(difference)
 
 
 @triton.jit
@@ -132,7 +136,7 @@ def load_decays(sums, at, C: tl.constexpr, DOT: tl.constexpr):
     if tl.float32 == DOT:
         left += tl.load(pointer + 2 * C - 1) - tl.load(pointer + C + row)
         low_rows, low_columns = tl.load(pointer + C + row[:, None]), tl.load(pointer + C + row[None, :])
-    return between_tokens(rows, low_rows, columns, low_columns, C, DOT), tl.exp(high), tl.exp(left), tl.exp(last)
+    return between_tokens(rows, low_rows, columns, low_columns, DOT), tl.exp2(high), tl.exp2(left), tl.exp2(last)
 
 
 @triton.jit
