@@ -128,15 +128,14 @@ def load_decays(sums, at, C: tl.constexpr, DOT: tl.constexpr):
     """Decay between tokens [C, C], from the start [C], to the end [C], of the whole chunk []."""
     pointer = sums + at * (2 * C)
     row = tl.arange(0, C)
-    high, last = tl.load(pointer + row), tl.load(pointer + C - 1)
-    left = last - high
-    # Loaded again, each in the layout that it is used in.
-    rows, columns = tl.load(pointer + row[:, None]), tl.load(pointer + row[None, :])
-    low_rows, low_columns = rows, columns
+    # Each in the layout that it is used in: vectors are columns until then.
+    rows, columns, last = tl.load(pointer + row[:, None]), tl.load(pointer + row[None, :]), tl.load(pointer + C - 1)
+    left, low_rows, low_columns = last - rows, rows, columns
     if tl.float32 == DOT:
-        left += tl.load(pointer + 2 * C - 1) - tl.load(pointer + C + row)
         low_rows, low_columns = tl.load(pointer + C + row[:, None]), tl.load(pointer + C + row[None, :])
-    return between_tokens(rows, low_rows, columns, low_columns, DOT), tl.exp2(high), tl.exp2(left), tl.exp2(last)
+        left += tl.load(pointer + 2 * C - 1) - low_rows
+    between = between_tokens(rows, low_rows, columns, low_columns, DOT)
+    return between, tl.sum(tl.exp2(rows), 1), tl.sum(tl.exp2(left), 1), tl.exp2(last)
 
 
 @triton.jit
