@@ -197,16 +197,18 @@ def _gradients(
     if GATED:
         overlap_grad = overlap_grad * between
     overlap_grad = tl.where(below, overlap_grad, 0.0)
-    overlap *= overlap_grad
-    strength_grad += tl.sum(overlap, 1)
+    strength_grad += tl.sum(overlap * overlap_grad, 1)
     tl.store(beta_grad + gates + rows * HEADS, strength_grad.to(beta_grad.dtype.element_ty), mask=rows < length)
     if GATED and not APART:
-        overlap *= strength[:, None]
-        cumulative_grad += tl.sum(overlap, 1) - tl.sum(overlap, 0)
+        overlap_grad *= strength[:, None]
+        turned = tl.trans(overlap_grad)
+        cumulative_grad += tl.sum(overlap * (overlap_grad - turned), 1)
         decay_grad = (tl.cumsum(cumulative_grad, 0, reverse=True) + whole_grad).to(log_decay_grad.dtype.element_ty)
         tl.store(log_decay_grad + gates + rows * HEADS, decay_grad, mask=rows < length)
-    overlap_grad *= strength[:, None]
-    overlap_grad += tl.trans(overlap_grad)
+        overlap_grad += turned
+    else:
+        overlap_grad *= strength[:, None]
+        overlap_grad += tl.trans(overlap_grad)
     key_grad += tile_dot(overlap_grad.to(DOT), key, FLIP, PRECISION)
     if NORMALISE:
         key_grad = _through_length(key_grad, k, k_token, limit, KEY, C, BK, EVEN_K, EPS)
