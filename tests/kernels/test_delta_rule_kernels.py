@@ -134,6 +134,15 @@ class TestKernels:
                 documents = torch.arange(150, device=DEVICE)[None] // 40
                 compare(operands(150, 16, 16, initial=True, heads=1), documents=documents)
 
+    @pytest.mark.parametrize("gated", [False, True])
+    def test_transposed_tiles(self, gated: bool) -> None:
+        sizes = find(read_table(), "delta_rule", "default", {"bits": 32, "width": 16, "gated": gated})
+        with trial("delta_rule", {**sizes, "gradients": {**sizes["gradients"], "flip": True}}):
+            made = operands(40, 16, 16, gated=gated, initial=True, heads=1)
+            compare(made)
+            if gated:
+                compare(made | {"log_decay": torch.full_like(made["log_decay"], -torch.inf)})
+
     def test_operands_with_strides(self) -> None:
         made = operands(40, 16, 16)
         packed = torch.cat([made[name] for name in "qkv"], -1)
