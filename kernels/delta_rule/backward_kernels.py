@@ -131,11 +131,8 @@ def _gradients(
     attention = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
     if GATED:
         between, from_start, to_end, whole = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
-        if not APART:
-            attention = attention * between
-    attention = tl.where(below | (rows[:, None] == rows[None, :]), attention, 0.0)
-    if APART:
         attention = attention * between
+    attention = tl.where(below | (rows[:, None] == rows[None, :]), attention, 0.0)
     weights = attention.to(DOT)
 
     attention_grad = tl.zeros((C, C), tl.float32)
@@ -212,11 +209,9 @@ def _gradients(
     store_tile(q_grad + gates * KEY, query_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
 
     overlap = tl.dot(key, tl.trans(key), input_precision=PRECISION)
-    if GATED and not APART:
+    if GATED:
         overlap_grad = overlap_grad * between
     overlap_grad = tl.where(below, overlap_grad, 0.0)
-    if APART:
-        overlap_grad = overlap_grad * between
     strength_grad += tl.sum(overlap * overlap_grad, 1)
     tl.store(beta_grad + gates + rows * HEADS, strength_grad.to(beta_grad.dtype.element_ty), mask=rows < length)
     if GATED and not APART:
