@@ -6,12 +6,30 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
 from kernels.configurations import choose
-from kernels.linear_attention import backward_kernels, chunked, forward_kernels
+from kernels.linear_attention import backward_kernels, chunked, forward_kernels, fused_kernels
 from kernels.second_order import second_derivatives
+
+
+@dataclass(frozen=True)
+class Fused:
+    """Of the form that walks through sequences: from how many programs on it is used (None: never), tokens of a chunk,
+    least width of a tile, columns that a program has the results of (None: all), warps and stages; the last three of the
+    gradients too."""
+
+    few: int | None
+    chunk: int
+    part: int
+    columns: int | None
+    warps: int
+    stages: int
+    gradient_columns: int | None
+    gradient_warps: int
+    gradient_stages: int
 
 
 @dataclass(frozen=True)
@@ -26,11 +44,14 @@ class Sizes:
     state_rows: int
     state_warps: int
     state_stages: int
+    fused: Fused
 
 
 @dataclass(frozen=True)
 class Plan:
     """Everything the kernels need to know about shapes and types at compile time."""
+
+    fused: bool
 
     sizes: Sizes
     key: int
@@ -50,18 +71,35 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "state_rows": (16, 32),
     "state_warps": (1, 2, 4),
     "state_stages": (2, 3, 4, 5),
+    "fused.few": (None, 128),
+    "fused.chunk": (32, 64, 128),
+    "fused.columns": (None, 32, 64),
+    "fused.warps": (1, 2, 4, 8),
+    "fused.stages": (1, 2, 3, 4),
+    "fused.gradient_columns": (None, 32, 64),
+    "fused.gradient_warps": (1, 2, 4, 8),
+    "fused.gradient_stages": (1, 2, 3, 4),
 }
 
 
-def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> Plan:
+def _sizes(fused: dict[str, Any], **others: int) -> Sizes:
+    return Sizes(**others, fused=Fused(**fused))
+
+
+def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None) -> Plan:
     """Products of bfloat16 operands are bfloat16's, those of others tf32's, for float32 in three terms."""
     wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     dot = torch.bfloat16 if wide == torch.bfloat16 else torch.float32
     by_channel = log_decay is not None and log_decay.ndim == 4
     shape = {"bits": 8 * dot.itemsize, "width": int(max(k.shape[-1], v.shape[-1])), "by_channel": int(by_channel)}
-    sizes = choose("linear_attention", Sizes, v.device, **shape)
-    key, value = (-(-x.shape[-1] // sizes.part) * sizes.part for x in (k, v))
-    return Plan(sizes, key, value, dot, _PRECISIONS[wide])
+    sizes = choose("linear_attention", _sizes, v.device, **shape)
+    form = sizes.fused
+    fused = form.few is not None and not by_channel and bonus is None and q.shape[0] * q.shape[2] >= form.few
+    if fused:
+        key, value = (max(form.part, triton.next_power_of_2(x.shape[-1])) for x in (k, v))
+    else:
+        key, value = (-(-x.shape[-1] // sizes.part) * sizes.part for x in (k, v))
+    return Plan(fused, sizes, key, value, dot, _PRECISIONS[wide])
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -118,15 +156,73 @@ def _operand(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
+def _fused(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str, Any]:
+    """Compile-time arguments of the form that walks through sequences."""
+    return {
+        "C": p.sizes.fused.chunk,
+        "BK": p.key,
+        "BV": p.value,
+        "EVEN_K": q.shape[-1] == p.key,
+        "EVEN_V": v.shape[-1] == p.value,
+        "SCALAR": log_decay is not None,
+        "DOT": _TRITON_TYPES[p.dot],
+        "PRECISION": p.precision,
+    }
+
+
+def _walk(
+    p: Plan, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, boundary: Tensor | None, out: Tensor,
+    after: Tensor, sound: Tensor, scale: float,
+) -> None:  # fmt: skip
+    form, columns = p.sizes.fused, min(p.sizes.fused.columns or p.value, p.value)
+    with _device(q):
+        fused_kernels.fused_outputs[(len(sound) * (p.value // columns),)](
+            q, k, v, log_decay, boundary, out, after, sound, scale, *_strides(q, k, v), *q.shape[1:], v.shape[-1],
+            **_fused(p, q, v, log_decay), PV=columns, BOUNDED=boundary is not None, STAGES=form.stages,
+            num_warps=form.warps,
+        )  # fmt: skip
+
+
+def _walk_back(
+    p: Plan, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, boundary: Tensor | None,
+    after_grad: Tensor | None, sound: Tensor, out_grad: Tensor, q_grad: Tensor, k_grad: Tensor, v_grad: Tensor,
+    decay_grad: Tensor, state_grad: Tensor, scale: float,
+) -> None:  # fmt: skip
+    """At once, but where log-decays have gradients: those need what the walk forward leaves at each chunk."""
+    form, states, shares, by_part = p.sizes.fused, None, None, None
+    key, value = (min(form.gradient_columns or width, width) for width in (p.key, p.value))
+    parts, value_parts = p.key // key, p.value // value
+    steps = [(2 * parts + value_parts, {"QUERIES": True, "KEYS": True})]
+    if log_decay is not None:
+        states = q.new_empty(len(sound), -(-q.shape[1] // form.chunk), p.value, p.key, dtype=p.dot)
+        shares = q.new_empty(parts, *log_decay.shape, dtype=torch.float32)
+        by_part = torch.empty_like(shares)
+        steps = [(parts, {"QUERIES": True, "KEYS": False}), (parts + value_parts, {"QUERIES": False, "KEYS": True})]
+    with _device(q):
+        for programs, roles in steps:
+            fused_kernels.fused_gradients[(len(sound) * programs,)](
+                q, k, v, log_decay, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, by_part,
+                state_grad, states, shares, scale, decay_grad.numel(), *_strides(q, k, v, out_grad), *q.shape[1:],
+                v.shape[-1], **_fused(p, q, v, log_decay), PK=key, PV=value, BOUNDED=boundary is not None,
+                BOUNDED_AFTER=after_grad is not None, **roles, STAGES=form.gradient_stages,
+                num_warps=form.gradient_warps,
+            )  # fmt: skip
+    if by_part is not None:
+        decay_grad.copy_(by_part.sum(0))
+
+
 @torch.library.custom_op("kernels::linear_attention", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None, initial_state: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output and final state, and for the backward pass: before, kept, scores, sound."""
-    p, results = plan(q, k, v, log_decay), _empty(q, k, v, log_decay)
+    p, results = plan(q, k, v, log_decay, bonus), _empty(q, k, v, log_decay, bonus)
     out, after, before, kept, scores, sound = results
     q, k, v, log_decay, bonus = _rows(q), _rows(k), _rows(v), _operand(log_decay), _operand(bonus)
+    if p.fused:
+        _walk(p, q, k, v, log_decay, _operand(initial_state), out, after, sound, scale)
+        return results
     (_, length, heads, key), value = q.shape, v.shape[-1]
     sizes = (*_strides(q, k, v), length, heads, sound.shape[1], key, value)
     common = _common(p, q, v, log_decay, bonus)
@@ -147,20 +243,24 @@ def _(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None, initial_state: Tensor | None,
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    return _empty(q, k, v, log_decay)
+    return _empty(q, k, v, log_decay, bonus)
 
 
 def _empty(
-    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None
+    q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    p = plan(q, k, v, log_decay)
+    p = plan(q, k, v, log_decay, bonus)
     batch, length, heads, key = q.shape
     chunk, value = p.sizes.chunk, v.shape[-1]
     rows, chunks = batch * heads, -(-length // chunk)
     axes = 0 if log_decay is None else log_decay.ndim
+    out, after = v.new_empty(batch, length, heads, value), v.new_empty(batch, heads, key, value, dtype=torch.float32)
+    if p.fused:
+        before, kept, scores = (v.new_empty(0) for _ in range(3))
+        return out, after, before, kept, scores, v.new_empty(rows, dtype=torch.int32)
     return (
-        v.new_empty(batch, length, heads, value),
-        v.new_empty(batch, heads, key, value, dtype=torch.float32),
+        out,
+        after,
         v.new_empty(rows, chunks, p.key, p.value, dtype=p.dot),
         v.new_empty(*{0: (0,), 3: (rows, chunks), 4: (rows, chunks, p.key)}[axes], dtype=torch.float32),
         v.new_empty(*((rows, chunks, chunk, chunk) if axes == 4 else (0,)), dtype=p.dot),
@@ -175,10 +275,14 @@ def _backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of q, k, v, log_decay and bonus (empty without them) and initial_state."""
-    p, results = plan(q, k, v, log_decay), _empty_grads(q, k, v, log_decay, bonus)
+    p, results = plan(q, k, v, log_decay, bonus), _empty_grads(q, k, v, log_decay, bonus)
     q_grad, k_grad, v_grad, decay_grad, bonus_grad, state_grad = results
     q, k, v, log_decay, bonus = _rows(q), _rows(k), _rows(v), _operand(log_decay), _operand(bonus)
     out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else _rows(out_grad)
+    if p.fused:
+        boundaries = _operand(initial_state), _operand(after_grad)
+        _walk_back(p, q, k, v, log_decay, *boundaries, sound, out_grad, *results[:4], state_grad, scale)
+        return results
     (batch, length, heads, key), value = q.shape, v.shape[-1]
     rows, chunks, chunk = *sound.shape, p.sizes.chunk
     sizes = (length, heads, chunks, key, value)

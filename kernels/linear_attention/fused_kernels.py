@@ -1,0 +1,281 @@
+"""Triton kernels of linear attention that walk through a sequence with the state in registers (README.md)."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from __future__ import annotations
+
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+from kernels.delta_rule.tiles import first_row, load_log_decay, load_tile, store_tile
+from kernels.linear_attention.forward_kernels import load_state, store_state
+
+# Arguments whose value must not make another variant of a kernel.
+COUNTS = ("LENGTH", "HEADS")
+
+# fmt: off
+
+@triton.jit
+def _decays(log_decay, C: tl.constexpr, BACK: tl.constexpr, DOT: tl.constexpr):
+    """From a written token to one that reads it [C, C], from where the walk comes from to a reading token [C], from a
+    written one to where the walk goes [C], of the whole chunk []. Sums are float64's."""
+    wide = log_decay.to(tl.float64)
+    upto = tl.cumsum(wide, 0)
+    whole = tl.sum(wide, 0)
+    high = upto.to(tl.float32)
+    passed, left = tl.exp(high), tl.exp((whole - upto).to(tl.float32))
+    row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    earlier = row < column if BACK else row > column
+    difference = high[:, None] - high[None, :]
+    if tl.float32 == DOT:
+        low = (upto - high.to(tl.float64)).to(tl.float32)
+        difference += low[:, None] - low[None, :]
+    if BACK:
+        difference = -difference
+    between = tl.exp(tl.where(earlier, difference, 0.0))
+    total = tl.exp(whole.to(tl.float32))
+    if BACK:
+        passed, left = left, passed
+    return between, passed, left, total
+
+
+@triton.jit
+def _walk(
+    reader, writer, carried, log_decay, result, state, checked, count, scale,
+    reader_token, writer_token, carried_token, result_token, LENGTH, HEADS, WIDTH, COLUMNS, first, CHECKED,
+    partner, partner_token, states, shares, decay_grad,
+    C: tl.constexpr, B: tl.constexpr, P: tl.constexpr, W: tl.constexpr, EVEN_B: tl.constexpr, EVEN_P: tl.constexpr,
+    SCALAR: tl.constexpr, BACK: tl.constexpr, OUTPUT: tl.constexpr, DECAYS: tl.constexpr, DOT: tl.constexpr,
+    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):
+    """Of every token, from the last one if BACK: result = scale (reader S + what this chunk wrote), then
+    S += writer carriedᵀ, each with its decays; P of the carried columns from `first` on, of the `count` first tokens.
+
+    `state` [B, P] is what the walk begins with; going back it has the factor `scale` in it. Returns the last one and, if
+    OUTPUT, sums of squares [C] of writers and all columns of `checked`. Results after the `count` first tokens are nan
+    then, else zeros. If DECAYS, the part of these columns in the gradient of the log-decays too: the walk forward leaves
+    what it knows of it in `shares`, and the `states` before each chunk.
+    """
+    squares = tl.zeros((C,), tl.float32)
+    chunks = tl.cdiv(LENGTH, C)
+    row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    for index in tl.range(0, chunks, num_stages=STAGES):
+        chunk = chunks - 1 - index if BACK else index
+        start = (chunk * C).to(tl.int64)
+        limit, length = tl.minimum(count - chunk * C, C), tl.minimum(LENGTH - chunk * C, C)
+        reads = load_tile(reader + start * reader_token, reader_token, limit, 0, WIDTH, C, B, EVEN_B)
+        writes = load_tile(writer + start * writer_token, writer_token, limit, 0, WIDTH, C, B, EVEN_B)
+        carries = load_tile(carried + start * carried_token, carried_token, limit, first, COLUMNS, C, P, EVEN_P)
+        if SCALAR:
+            decay = load_log_decay(log_decay + start * HEADS, HEADS, limit, C)
+            between, passed, left, whole = _decays(decay, C, BACK, DOT)
+        if OUTPUT:
+            seen = carries
+            if W > P:
+                seen = load_tile(checked + start * carried_token, carried_token, limit, 0, CHECKED, C, W, EVEN_P)
+            squares += _squares(writes) + _squares(seen)
+            if SCALAR:
+                squares += decay * decay
+        reads, writes, carries = reads.to(DOT), writes.to(DOT), carries.to(DOT)
+
+        scores = tl.dot(reads, tl.trans(writes), input_precision=PRECISION)
+        scores = tl.where(row <= column if BACK else row >= column, scores * scale, 0.0)
+        found = tl.dot(reads, state.to(DOT), input_precision=PRECISION)
+        if SCALAR:
+            scores = scores * between
+            found = found * (passed if BACK else passed * scale)[:, None]
+        elif not BACK:
+            found = found * scale
+        if DECAYS:
+            own = load_tile(partner + start * partner_token, partner_token, limit, first, COLUMNS, C, P, EVEN_P)
+            through = tl.sum(own.to(tl.float32) * found, 1)
+            here = states + chunk.to(tl.int64) * (B * W)
+            tokens = start + tl.arange(0, C)
+            # A log-decay stands between all that is read after it and all that is written before it.
+            if BACK:
+                before = load_state(here, 0, first, W, B, P).to(tl.float32)
+                grad = tl.sum(tl.where(row < column, through[:, None], 0.0), 0)
+                grad += tl.sum(tl.sum(before * state, 1), 0) * whole
+                share = tl.load(shares + tokens * HEADS, mask=tl.arange(0, C) < length, other=0.0)
+                tl.store(decay_grad + tokens * HEADS, grad + share, mask=tl.arange(0, C) < length)
+            else:
+                store_state(here, state, 0, first, W, B, P)
+                flow = tl.dot(own.to(DOT), tl.trans(carries), input_precision=PRECISION)
+                flow = tl.where(row > column, flow * scores, 0.0)
+                inside = through + tl.sum(flow, 1) - tl.sum(flow, 0)
+                grad = tl.sum(tl.where(row >= column, inside[:, None], 0.0), 0)
+                tl.store(shares + tokens * HEADS, grad, mask=tl.arange(0, C) < length)
+        found = tl.dot(scores.to(DOT), carries, found, input_precision=PRECISION)
+        if OUTPUT:
+            found = tl.where(row < limit, found, float("nan"))
+        store_tile(result + start * result_token, found, result_token, length, first, COLUMNS, C, P, EVEN_P)
+
+        if SCALAR:
+            carries = (carries.to(tl.float32) * (left * scale if BACK else left)[:, None]).to(DOT)
+            state = tl.dot(tl.trans(writes), carries, state * whole, input_precision=PRECISION)
+        elif BACK:
+            state += tl.dot(tl.trans(writes), carries, input_precision=PRECISION) * scale
+        else:
+            state = tl.dot(tl.trans(writes), carries, state, input_precision=PRECISION)
+    return state, squares
+
+
+@triton.jit
+def _squares(x):
+    """Of each row, summed: [rows] float32."""
+    wide = x.to(tl.float32)
+    return tl.sum(wide * wide, 1)
+
+
+@triton.jit
+def _sound_tokens(
+    k, v, log_decay, k_token, v_token, LENGTH, HEADS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, EVEN_K: tl.constexpr, EVEN_V: tl.constexpr,
+    SCALAR: tl.constexpr,
+):
+    """How many tokens precede the first with a non-finite sum of squares."""
+    sound = LENGTH
+    for index in tl.range(0, tl.cdiv(LENGTH, C), num_stages=1):
+        start, limit = (index * C).to(tl.int64), tl.minimum(LENGTH - index * C, C)
+        squares = _squares(load_tile(k + start * k_token, k_token, limit, 0, KEY, C, BK, EVEN_K))
+        squares += _squares(load_tile(v + start * v_token, v_token, limit, 0, VALUE, C, BV, EVEN_V))
+        if SCALAR:
+            decay = load_log_decay(log_decay + start * HEADS, HEADS, limit, C)
+            squares += decay * decay
+        damaged = first_row(squares * 0.0 != 0.0, C)
+        sound = tl.where(damaged < C, tl.minimum(sound, index * C + damaged), sound)
+    return sound
+
+
+@triton.jit
+def _load_boundary(boundary, first, KEY, VALUE, BK: tl.constexpr, BV: tl.constexpr, BOUNDED: tl.constexpr,
+                   FLIP: tl.constexpr):
+    """[BK, BV] of a state [KEY, VALUE] in float32 from value column `first` on, zeros unless BOUNDED. If FLIP transposed,
+    from key `first` on."""
+    if FLIP:
+        key, value = first + tl.arange(0, BK)[None, :], tl.arange(0, BV)[:, None]
+        state = tl.zeros((BV, BK), tl.float32)
+    else:
+        key, value = tl.arange(0, BK)[:, None], first + tl.arange(0, BV)[None, :]
+        state = tl.zeros((BK, BV), tl.float32)
+    if BOUNDED:
+        state += tl.load(boundary + key * VALUE + value, mask=(key < KEY) & (value < VALUE), other=0.0).to(tl.float32)
+    return state
+
+
+@triton.jit
+def _store_boundary(boundary, state, first, KEY, VALUE, BK: tl.constexpr, PV: tl.constexpr):
+    key, value = tl.arange(0, BK)[:, None], first + tl.arange(0, PV)[None, :]
+    tl.store(boundary + key * VALUE + value, state, mask=(key < KEY) & (value < VALUE))
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def fused_outputs(
+    q, k, v, log_decay, boundary, out, after, sound, scale,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PV: tl.constexpr, EVEN_K: tl.constexpr, EVEN_V: tl.constexpr,
+    SCALAR: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):
+    """Output and final state of PV value columns, and how many tokens are sound.
+
+    That all are is assumed first. Where the sums of squares say otherwise the walk is done again, up to the first one
+    that is not.
+    """
+    parts: tl.constexpr = BV // PV
+    row, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * PV
+    batch, head = row // HEADS, row % HEADS
+    token = batch * LENGTH * HEADS + head
+    q += batch * q_batch + head * q_head
+    k += batch * k_batch + head * k_head
+    v += batch * v_batch + head * v_head
+    out += token * VALUE
+    if SCALAR:
+        log_decay += token
+    count, again = LENGTH, 1
+    while again > 0:
+        state = _load_boundary(boundary + row * KEY * VALUE if BOUNDED else boundary, first, KEY, VALUE, BK, PV, BOUNDED,
+                               False)
+        state, squares = _walk(
+            q, k, v, log_decay, out, state, v, count, scale,
+            q_token, k_token, v_token, HEADS * VALUE, LENGTH, HEADS, KEY, VALUE, first, VALUE,
+            None, 0, None, None, None,
+            C, BK, PV, BV, EVEN_K, EVEN_V, SCALAR, False, True, False, DOT, PRECISION, STAGES,
+        )
+        again = 0
+        if (count == LENGTH) & (tl.sum(squares, 0) * 0.0 != 0.0):
+            count = _sound_tokens(
+                k, v, log_decay, k_token, v_token, LENGTH, HEADS, KEY, VALUE, C, BK, BV, EVEN_K, EVEN_V, SCALAR
+            )
+            again = (count < LENGTH).to(tl.int32)
+            tl.debug_barrier()
+        state += tl.where(count < LENGTH, float("nan"), 0.0)
+        _store_boundary(after + row * KEY * VALUE, state, first, KEY, VALUE, BK, PV)
+    tl.store(sound + row, count)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def fused_gradients(
+    q, k, v, log_decay, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, decay_grad, state_grad,
+    states, shares, scale, part_stride,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, o_batch, o_token, o_head,
+    LENGTH, HEADS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, SCALAR: tl.constexpr, BOUNDED: tl.constexpr, BOUNDED_AFTER: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+):
+    """Three walks, by programs of their own, PK or PV columns each: if QUERIES one forward for dq; if KEYS two back, for
+    dk, and for dv and the initial state's gradient. That of the log-decays, of each part of the keys' columns, needs
+    what the first one leaves in `states` and `shares`."""
+    key_parts: tl.constexpr = BK // PK
+    back: tl.constexpr = key_parts + BV // PV if KEYS else 0
+    parts: tl.constexpr = back + (key_parts if QUERIES else 0)
+    row, part = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts
+    batch, head = row // HEADS, row % HEADS
+    token = batch * LENGTH * HEADS + head
+    q += batch * q_batch + head * q_head
+    k += batch * k_batch + head * k_head
+    v += batch * v_batch + head * v_head
+    out_grad += batch * o_batch + head * o_head
+    count = tl.load(sound + row)
+    if SCALAR:
+        log_decay += token
+        states += row * tl.cdiv(LENGTH, C) * (BV * BK)
+    if BOUNDED:
+        boundary += row * KEY * VALUE
+    if BOUNDED_AFTER:
+        after_grad += row * KEY * VALUE
+    if KEYS:
+        if part < key_parts:
+            first = part * PK
+            if SCALAR:
+                shares += part.to(tl.int64) * part_stride + token
+                decay_grad += part.to(tl.int64) * part_stride + token
+            state = _load_boundary(after_grad, first, KEY, VALUE, PK, BV, BOUNDED_AFTER, True)
+            _walk(
+                v, out_grad, q, log_decay, k_grad + token * KEY, state, None, count, scale,
+                v_token, o_token, q_token, HEADS * KEY, LENGTH, HEADS, VALUE, KEY, first, 0,
+                k, k_token, states, shares, decay_grad,
+                C, BV, PK, BK, EVEN_V, EVEN_K, SCALAR, True, False, SCALAR, DOT, PRECISION, STAGES,
+            )
+        elif part < back:
+            first = (part - key_parts) * PV
+            state = _load_boundary(after_grad, first, KEY, VALUE, BK, PV, BOUNDED_AFTER, False)
+            state, _ = _walk(
+                k, q, out_grad, log_decay, v_grad + token * VALUE, state, None, count, scale,
+                k_token, q_token, o_token, HEADS * VALUE, LENGTH, HEADS, KEY, VALUE, first, 0,
+                None, 0, None, None, None,
+                C, BK, PV, BV, EVEN_K, EVEN_V, SCALAR, True, False, False, DOT, PRECISION, STAGES,
+            )
+            _store_boundary(state_grad + row * KEY * VALUE, state, first, KEY, VALUE, BK, PV)
+    if QUERIES:
+        if part >= back:
+            first = (part - back) * PK
+            if SCALAR:
+                shares += (part - back).to(tl.int64) * part_stride + token
+            state = _load_boundary(boundary, first, KEY, VALUE, PK, BV, BOUNDED, True)
+            _walk(
+                out_grad, v, k, log_decay, q_grad + token * KEY, state, None, count, scale,
+                o_token, v_token, k_token, HEADS * KEY, LENGTH, HEADS, VALUE, KEY, first, 0,
+                q, q_token, states, shares, None,
+                C, BV, PK, BK, EVEN_V, EVEN_K, SCALAR, False, False, SCALAR, DOT, PRECISION, STAGES,
+            )
