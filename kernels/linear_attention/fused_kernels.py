@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from kernels.delta_rule.tiles import first_row, load_log_decay, load_tile, store_tile
+from kernels.delta_rule.tiles import LARGEST, first_row, load_log_decay, load_tile, store_tile
 from kernels.linear_attention.forward_kernels import load_state, store_state
 
 # Arguments whose value must not make another variant of a kernel.
@@ -40,6 +40,17 @@ def _decays(log_decay, C: tl.constexpr, BACK: tl.constexpr, DOT: tl.constexpr):
 
 
 @triton.jit
+def _load_flipped(pointer, stride, limit, first, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
+    """As `load_tile`, but [BLOCK, C]. What is loaded so needs no transposing, with which Triton would not load it ahead."""
+    row = tl.arange(0, C)[None, :]
+    column = first + tl.arange(0, BLOCK)[:, None]
+    mask = row < limit
+    if not EVEN:
+        mask = mask & (column < width)
+    return tl.load(pointer + row * stride + column, mask=mask, other=0.0)
+
+
+@triton.jit
 def _walk(
     reader, writer, carried, log_decay, result, state, checked, count, scale,
     reader_token, writer_token, carried_token, result_token, LENGTH, HEADS, WIDTH, COLUMNS, first, CHECKED,
@@ -52,11 +63,11 @@ def _walk(
     S += writer carriedᵀ, each with its decays; P of the carried columns from `first` on, of the `count` first tokens.
 
     `state` [B, P] is what the walk begins with; going back it has the factor `scale` in it. Returns the last one and, if
-    OUTPUT, sums of squares [C] of writers and all columns of `checked`. Results after the `count` first tokens are nan
+    OUTPUT, whether all went well: the state is bounded, and so are all columns of `checked`. Results after the `count` first tokens are nan
     then, else zeros. If DECAYS, the part of these columns in the gradient of the log-decays too: the walk forward leaves
     what it knows of it in `shares`, and the `states` before each chunk.
     """
-    squares = tl.zeros((C,), tl.float32)
+    squares = tl.zeros((C, W // 8), tl.float32)
     chunks = tl.cdiv(LENGTH, C)
     row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
     for index in tl.range(0, chunks, num_stages=STAGES):
@@ -64,28 +75,24 @@ def _walk(
         start = (chunk * C).to(tl.int64)
         limit, length = tl.minimum(count - chunk * C, C), tl.minimum(LENGTH - chunk * C, C)
         reads = load_tile(reader + start * reader_token, reader_token, limit, 0, WIDTH, C, B, EVEN_B)
-        writes = load_tile(writer + start * writer_token, writer_token, limit, 0, WIDTH, C, B, EVEN_B)
+        writes = _load_flipped(writer + start * writer_token, writer_token, limit, 0, WIDTH, C, B, EVEN_B).to(DOT)
         carries = load_tile(carried + start * carried_token, carried_token, limit, first, COLUMNS, C, P, EVEN_P)
         if SCALAR:
             decay = load_log_decay(log_decay + start * HEADS, HEADS, limit, C)
             between, passed, left, whole = _decays(decay, C, BACK, DOT)
-        if OUTPUT:
-            seen = carries
-            if W > P:
-                seen = load_tile(checked + start * carried_token, carried_token, limit, 0, CHECKED, C, W, EVEN_P)
-            squares += _squares(writes) + _squares(seen)
-            if SCALAR:
-                squares += decay * decay
-        reads, writes, carries = reads.to(DOT), writes.to(DOT), carries.to(DOT)
+        if OUTPUT and W > P:
+            seen = load_tile(checked + start * carried_token, carried_token, limit, 0, CHECKED, C, W, EVEN_P)
+            squares += _squares_by_eight(seen, C, W)
+        reads, carries = reads.to(DOT), carries.to(DOT)
 
-        scores = tl.dot(reads, tl.trans(writes), input_precision=PRECISION)
-        scores = tl.where(row <= column if BACK else row >= column, scores * scale, 0.0)
+        scores = tl.dot(reads, writes, input_precision=PRECISION)
+        scores = tl.where(row <= column if BACK else row >= column, scores, 0.0)
         found = tl.dot(reads, state.to(DOT), input_precision=PRECISION)
         if SCALAR:
             scores = scores * between
-            found = found * (passed if BACK else passed * scale)[:, None]
-        elif not BACK:
-            found = found * scale
+            found = found * passed[:, None]
+        if BACK:
+            scores = scores * scale
         if DECAYS:
             own = load_tile(partner + start * partner_token, partner_token, limit, first, COLUMNS, C, P, EVEN_P)
             through = tl.sum(own.to(tl.float32) * found, 1)
@@ -100,24 +107,38 @@ def _walk(
                 tl.store(decay_grad + tokens * HEADS, grad + share, mask=tl.arange(0, C) < length)
             else:
                 store_state(here, state, 0, first, W, B, P)
-                flow = tl.dot(own.to(DOT), tl.trans(carries), input_precision=PRECISION)
+                flipped = _load_flipped(carried + start * carried_token, carried_token, limit, first, COLUMNS, C, P, EVEN_P)
+                flow = tl.dot(own.to(DOT), flipped.to(DOT), input_precision=PRECISION)
                 flow = tl.where(row > column, flow * scores, 0.0)
                 inside = through + tl.sum(flow, 1) - tl.sum(flow, 0)
-                grad = tl.sum(tl.where(row >= column, inside[:, None], 0.0), 0)
+                grad = tl.sum(tl.where(row >= column, inside[:, None], 0.0), 0) * scale
                 tl.store(shares + tokens * HEADS, grad, mask=tl.arange(0, C) < length)
         found = tl.dot(scores.to(DOT), carries, found, input_precision=PRECISION)
+        if not BACK:
+            found = found * scale
         if OUTPUT:
             found = tl.where(row < limit, found, float("nan"))
         store_tile(result + start * result_token, found, result_token, length, first, COLUMNS, C, P, EVEN_P)
-
+        # Last, because then the next chunk does not wait for it.
         if SCALAR:
             carries = (carries.to(tl.float32) * (left * scale if BACK else left)[:, None]).to(DOT)
-            state = tl.dot(tl.trans(writes), carries, state * whole, input_precision=PRECISION)
+            state = tl.dot(writes, carries, state * whole, input_precision=PRECISION)
         elif BACK:
-            state += tl.dot(tl.trans(writes), carries, input_precision=PRECISION) * scale
+            state += tl.dot(writes, carries, input_precision=PRECISION) * scale
         else:
-            state = tl.dot(tl.trans(writes), carries, state, input_precision=PRECISION)
-    return state, squares
+            state = tl.dot(writes, carries, state, input_precision=PRECISION)
+    # What is not finite stays in the state, whatever it is multiplied by.
+    unsound = tl.sum(tl.sum(tl.where(tl.abs(state) < LARGEST, 0.0, 1.0), 1), 0)
+    if W > P:
+        unsound += tl.sum(tl.sum(squares, 1), 0) * 0.0
+    return state, unsound == 0.0
+
+
+@triton.jit
+def _squares_by_eight(x, C: tl.constexpr, BLOCK: tl.constexpr):
+    """Sums of the squares of eight columns [C, BLOCK / 8], which are one thread's: float32."""
+    wide = tl.reshape(x.to(tl.float32), (C, BLOCK // 8, 8))
+    return tl.sum(wide * wide, 2)
 
 
 @triton.jit
@@ -195,14 +216,14 @@ def fused_outputs(
     while again > 0:
         state = _load_boundary(boundary + row * KEY * VALUE if BOUNDED else boundary, first, KEY, VALUE, BK, PV, BOUNDED,
                                False)
-        state, squares = _walk(
+        state, all_sound = _walk(
             q, k, v, log_decay, out, state, v, count, scale,
             q_token, k_token, v_token, HEADS * VALUE, LENGTH, HEADS, KEY, VALUE, first, VALUE,
             None, 0, None, None, None,
             C, BK, PV, BV, EVEN_K, EVEN_V, SCALAR, False, True, False, DOT, PRECISION, STAGES,
         )
         again = 0
-        if (count == LENGTH) & (tl.sum(squares, 0) * 0.0 != 0.0):
+        if (count == LENGTH) & (not all_sound):
             count = _sound_tokens(
                 k, v, log_decay, k_token, v_token, LENGTH, HEADS, KEY, VALUE, C, BK, BV, EVEN_K, EVEN_V, SCALAR
             )
