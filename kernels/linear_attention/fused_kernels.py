@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from kernels.delta_rule.tiles import LARGEST, first_row, load_log_decay, load_tile, store_tile
+from kernels.delta_rule.tiles import LARGEST, ZERO_BELOW, first_row, load_log_decay, load_tile, store_tile
 from kernels.linear_attention.forward_kernels import load_state, store_state
 
 # Arguments whose value must not make another variant of a kernel.
@@ -15,28 +15,46 @@ COUNTS = ("LENGTH", "HEADS")
 
 # fmt: off
 
+@triton.jit(do_not_specialize=COUNTS)
+def decay_sums(
+    log_decay, sound, sums, LENGTH, HEADS, C: tl.constexpr, CHUNKS: tl.constexpr, STOPPED: tl.constexpr
+):
+    """Sums of the log-decays up to and with each token of its chunk, in two float32 numbers, of CHUNKS chunks; if
+    STOPPED, as if those after the sound tokens were 0."""
+    groups = tl.cdiv(LENGTH, C * CHUNKS)
+    row, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
+    batch, head = row // HEADS, row % HEADS
+    chunk, place = group * CHUNKS + tl.arange(0, CHUNKS)[:, None], tl.arange(0, C)[None, :]
+    token = chunk * C + place
+    log_decay += (batch * LENGTH + token) * HEADS + head
+    count = tl.load(sound + row) if STOPPED else LENGTH
+    decay = tl.load(log_decay, mask=token < count, other=0.0).to(tl.float32)
+    decay = tl.where(decay < ZERO_BELOW, ZERO_BELOW, decay)  # nan stays
+    exact = tl.cumsum(decay.to(tl.float64), 1)
+    high = exact.to(tl.float32)
+    chunks = tl.cdiv(LENGTH, C)
+    sums += (row * chunks + chunk) * (2 * C) + place
+    tl.store(sums, high, mask=chunk < chunks)
+    tl.store(sums + C, (exact - high.to(tl.float64)).to(tl.float32), mask=chunk < chunks)
+
+
 @triton.jit
-def _decays(log_decay, C: tl.constexpr, BACK: tl.constexpr, DOT: tl.constexpr):
+def _load_sums(sums, C: tl.constexpr, BACK: tl.constexpr, DOT: tl.constexpr):
     """From a written token to one that reads it [C, C], from where the walk comes from to a reading token [C], from a
-    written one to where the walk goes [C], of the whole chunk []. Sums are float64's."""
-    wide = log_decay.to(tl.float64)
-    upto = tl.cumsum(wide, 0)
-    whole = tl.sum(wide, 0)
-    high = upto.to(tl.float32)
-    passed, left = tl.exp(high), tl.exp((whole - upto).to(tl.float32))
-    row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
-    earlier = row < column if BACK else row > column
-    difference = high[:, None] - high[None, :]
+    written one to where the walk goes [C], of the whole chunk [1, 1]."""
+    place = tl.arange(0, C)
+    row, column = place[:, None], place[None, :]
+    high, total = tl.load(sums + place), tl.load(sums + C - 1 + tl.zeros((1, 1), tl.int32))
+    difference, left = high[:, None] - high[None, :], tl.sum(total, 0) - high
     if tl.float32 == DOT:
-        low = (upto - high.to(tl.float64)).to(tl.float32)
+        low, rest = tl.load(sums + C + place), tl.load(sums + 2 * C - 1 + tl.zeros((1, 1), tl.int32))
         difference += low[:, None] - low[None, :]
-    if BACK:
-        difference = -difference
-    between = tl.exp(tl.where(earlier, difference, 0.0))
-    total = tl.exp(whole.to(tl.float32))
+        left += tl.sum(rest, 0) - low
+    difference = tl.where(row < column, -difference, 0.0) if BACK else tl.where(row > column, difference, 0.0)
+    passed, left = tl.exp(high), tl.exp(left)
     if BACK:
         passed, left = left, passed
-    return between, passed, left, total
+    return tl.exp(difference), passed, left, tl.exp(total)
 
 
 @triton.jit
@@ -52,7 +70,7 @@ def _load_flipped(pointer, stride, limit, first, width, C: tl.constexpr, BLOCK: 
 
 @triton.jit
 def _walk(
-    reader, writer, carried, log_decay, result, state, checked, count, scale,
+    reader, writer, carried, sums, result, state, checked, count, scale,
     reader_token, writer_token, carried_token, result_token, LENGTH, HEADS, WIDTH, COLUMNS, first, CHECKED,
     partner, partner_token, states, shares, decay_grad,
     C: tl.constexpr, B: tl.constexpr, P: tl.constexpr, W: tl.constexpr, EVEN_B: tl.constexpr, EVEN_P: tl.constexpr,
@@ -78,8 +96,7 @@ def _walk(
         writes = _load_flipped(writer + start * writer_token, writer_token, limit, 0, WIDTH, C, B, EVEN_B).to(DOT)
         carries = load_tile(carried + start * carried_token, carried_token, limit, first, COLUMNS, C, P, EVEN_P)
         if SCALAR:
-            decay = load_log_decay(log_decay + start * HEADS, HEADS, limit, C)
-            between, passed, left, whole = _decays(decay, C, BACK, DOT)
+            between, passed, left, whole = _load_sums(sums + chunk.to(tl.int64) * (2 * C), C, BACK, DOT)
         if OUTPUT and W > P:
             seen = load_tile(checked + start * carried_token, carried_token, limit, 0, CHECKED, C, W, EVEN_P)
             squares += _squares_by_eight(seen, C, W)
@@ -102,7 +119,7 @@ def _walk(
             if BACK:
                 before = load_state(here, 0, first, W, B, P).to(tl.float32)
                 grad = tl.sum(tl.where(row < column, through[:, None], 0.0), 0)
-                grad += tl.sum(tl.sum(before * state, 1), 0) * whole
+                grad += tl.sum(tl.sum(before * state * whole, 1), 0)
                 share = tl.load(shares + tokens * HEADS, mask=tl.arange(0, C) < length, other=0.0)
                 tl.store(decay_grad + tokens * HEADS, grad + share, mask=tl.arange(0, C) < length)
             else:
@@ -192,7 +209,7 @@ def _store_boundary(boundary, state, first, KEY, VALUE, BK: tl.constexpr, PV: tl
 
 @triton.jit(do_not_specialize=COUNTS)
 def fused_outputs(
-    q, k, v, log_decay, boundary, out, after, sound, scale,
+    q, k, v, log_decay, sums, boundary, out, after, sound, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PV: tl.constexpr, EVEN_K: tl.constexpr, EVEN_V: tl.constexpr,
     SCALAR: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
@@ -212,12 +229,13 @@ def fused_outputs(
     out += token * VALUE
     if SCALAR:
         log_decay += token
+        sums += row * tl.cdiv(LENGTH, C) * (2 * C)
     count, again = LENGTH, 1
     while again > 0:
         state = _load_boundary(boundary + row * KEY * VALUE if BOUNDED else boundary, first, KEY, VALUE, BK, PV, BOUNDED,
                                False)
         state, all_sound = _walk(
-            q, k, v, log_decay, out, state, v, count, scale,
+            q, k, v, sums, out, state, v, count, scale,
             q_token, k_token, v_token, HEADS * VALUE, LENGTH, HEADS, KEY, VALUE, first, VALUE,
             None, 0, None, None, None,
             C, BK, PV, BV, EVEN_K, EVEN_V, SCALAR, False, True, False, DOT, PRECISION, STAGES,
@@ -236,7 +254,7 @@ def fused_outputs(
 
 @triton.jit(do_not_specialize=COUNTS)
 def fused_gradients(
-    q, k, v, log_decay, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, decay_grad, state_grad,
+    q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, decay_grad, state_grad,
     states, shares, scale, part_stride,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, o_batch, o_token, o_head,
     LENGTH, HEADS, KEY, VALUE,
@@ -259,7 +277,7 @@ def fused_gradients(
     out_grad += batch * o_batch + head * o_head
     count = tl.load(sound + row)
     if SCALAR:
-        log_decay += token
+        sums += row * tl.cdiv(LENGTH, C) * (2 * C)
         states += row * tl.cdiv(LENGTH, C) * (BV * BK)
     if BOUNDED:
         boundary += row * KEY * VALUE
@@ -273,7 +291,7 @@ def fused_gradients(
                 decay_grad += part.to(tl.int64) * part_stride + token
             state = _load_boundary(after_grad, first, KEY, VALUE, PK, BV, BOUNDED_AFTER, True)
             _walk(
-                v, out_grad, q, log_decay, k_grad + token * KEY, state, None, count, scale,
+                v, out_grad, q, sums, k_grad + token * KEY, state, None, count, scale,
                 v_token, o_token, q_token, HEADS * KEY, LENGTH, HEADS, VALUE, KEY, first, 0,
                 k, k_token, states, shares, decay_grad,
                 C, BV, PK, BK, EVEN_V, EVEN_K, SCALAR, True, False, SCALAR, DOT, PRECISION, STAGES,
@@ -282,7 +300,7 @@ def fused_gradients(
             first = (part - key_parts) * PV
             state = _load_boundary(after_grad, first, KEY, VALUE, BK, PV, BOUNDED_AFTER, False)
             state, _ = _walk(
-                k, q, out_grad, log_decay, v_grad + token * VALUE, state, None, count, scale,
+                k, q, out_grad, sums, v_grad + token * VALUE, state, None, count, scale,
                 k_token, q_token, o_token, HEADS * VALUE, LENGTH, HEADS, KEY, VALUE, first, 0,
                 None, 0, None, None, None,
                 C, BK, PV, BV, EVEN_K, EVEN_V, SCALAR, True, False, False, DOT, PRECISION, STAGES,
@@ -295,7 +313,7 @@ def fused_gradients(
                 shares += (part - back).to(tl.int64) * part_stride + token
             state = _load_boundary(boundary, first, KEY, VALUE, PK, BV, BOUNDED, True)
             _walk(
-                out_grad, v, k, log_decay, q_grad + token * KEY, state, None, count, scale,
+                out_grad, v, k, sums, q_grad + token * KEY, state, None, count, scale,
                 o_token, v_token, k_token, HEADS * KEY, LENGTH, HEADS, VALUE, KEY, first, 0,
                 q, q_token, states, shares, None,
                 C, BV, PK, BK, EVEN_V, EVEN_K, SCALAR, False, False, SCALAR, DOT, PRECISION, STAGES,

@@ -170,14 +170,28 @@ def _fused(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str,
     }
 
 
+def _decay_sums(p: Plan, log_decay: Tensor | None, sound: Tensor, *, stopped: bool) -> Tensor | None:
+    """Of each chunk, in two numbers; if `stopped`, of sound tokens."""
+    if log_decay is None:
+        return None
+    length, heads = log_decay.shape[1:]
+    chunk, at_once = p.sizes.fused.chunk, 16
+    sums = log_decay.new_empty(len(sound), -(-length // chunk), 2, chunk, dtype=torch.float32)
+    fused_kernels.decay_sums[(len(sound) * -(-sums.shape[1] // at_once),)](
+        log_decay, sound, sums, length, heads, C=chunk, CHUNKS=at_once, STOPPED=stopped
+    )
+    return sums
+
+
 def _walk(
     p: Plan, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, boundary: Tensor | None, out: Tensor,
     after: Tensor, sound: Tensor, scale: float,
 ) -> None:  # fmt: skip
     form, columns = p.sizes.fused, min(p.sizes.fused.columns or p.value, p.value)
     with _device(q):
+        sums = _decay_sums(p, log_decay, sound, stopped=False)
         fused_kernels.fused_outputs[(len(sound) * (p.value // columns),)](
-            q, k, v, log_decay, boundary, out, after, sound, scale, *_strides(q, k, v), *q.shape[1:], v.shape[-1],
+            q, k, v, log_decay, sums, boundary, out, after, sound, scale, *_strides(q, k, v), *q.shape[1:], v.shape[-1],
             **_fused(p, q, v, log_decay), PV=columns, BOUNDED=boundary is not None, STAGES=form.stages,
             num_warps=form.warps,
         )  # fmt: skip
@@ -199,9 +213,10 @@ def _walk_back(
         by_part = torch.empty_like(shares)
         steps = [(parts, {"QUERIES": True, "KEYS": False}), (parts + value_parts, {"QUERIES": False, "KEYS": True})]
     with _device(q):
+        sums = _decay_sums(p, log_decay, sound, stopped=True)
         for programs, roles in steps:
             fused_kernels.fused_gradients[(len(sound) * programs,)](
-                q, k, v, log_decay, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, by_part,
+                q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, by_part,
                 state_grad, states, shares, scale, decay_grad.numel(), *_strides(q, k, v, out_grad), *q.shape[1:],
                 v.shape[-1], **_fused(p, q, v, log_decay), PK=key, PV=value, BOUNDED=boundary is not None,
                 BOUNDED_AFTER=after_grad is not None, **roles, STAGES=form.gradient_stages,
