@@ -12,6 +12,7 @@ from kernels.linear_attention.forward_kernels import load_state, store_state
 
 # Arguments whose value must not make another variant of a kernel.
 COUNTS = ("LENGTH", "HEADS")
+LOG2_E = tl.constexpr(1.4426950408889634)
 
 # fmt: off
 
@@ -19,8 +20,8 @@ COUNTS = ("LENGTH", "HEADS")
 def decay_sums(
     log_decay, sound, sums, LENGTH, HEADS, C: tl.constexpr, CHUNKS: tl.constexpr, STOPPED: tl.constexpr
 ):
-    """Sums of the log-decays up to and with each token of its chunk, in two float32 numbers, of CHUNKS chunks; if
-    STOPPED, as if those after the sound tokens were 0."""
+    """Sums of the log-decays up to and with each token of its chunk, as powers of two, in two float32 numbers,
+    of CHUNKS chunks; if STOPPED, as if those after the sound tokens were 0."""
     groups = tl.cdiv(LENGTH, C * CHUNKS)
     row, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
     batch, head = row // HEADS, row % HEADS
@@ -30,7 +31,7 @@ def decay_sums(
     count = tl.load(sound + row) if STOPPED else LENGTH
     decay = tl.load(log_decay, mask=token < count, other=0.0).to(tl.float32)
     decay = tl.where(decay < ZERO_BELOW, ZERO_BELOW, decay)  # nan stays
-    exact = tl.cumsum(decay.to(tl.float64), 1)
+    exact = tl.cumsum(decay.to(tl.float64), 1) * LOG2_E
     high = exact.to(tl.float32)
     chunks = tl.cdiv(LENGTH, C)
     sums += (row * chunks + chunk) * (2 * C) + place
@@ -51,10 +52,10 @@ def _load_sums(sums, C: tl.constexpr, BACK: tl.constexpr, DOT: tl.constexpr):
         difference += low[:, None] - low[None, :]
         left += tl.sum(rest, 0) - low
     difference = tl.where(row < column, -difference, 0.0) if BACK else tl.where(row > column, difference, 0.0)
-    passed, left = tl.exp(high), tl.exp(left)
+    passed, left = tl.exp2(high), tl.exp2(left)
     if BACK:
         passed, left = left, passed
-    return tl.exp(difference), passed, left, tl.exp(total)
+    return tl.exp2(difference), passed, left, tl.exp2(total)
 
 
 @triton.jit

@@ -2,113 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
-from kernels.configurations import choose
-from kernels.linear_attention import backward_kernels, chunked, forward_kernels, fused_kernels
+from kernels.linear_attention import backward_kernels, chunked, forward_kernels, fused
+from kernels.linear_attention.plan import TRITON_TYPES, Plan, device_of, plan, strides
 from kernels.second_order import second_derivatives
-
-
-@dataclass(frozen=True)
-class Fused:
-    """Of the form that walks through sequences: from how many programs on it is used (None: never), tokens of a chunk,
-    least width of a tile, columns that a program has the results of (None: all), warps and stages; the last three of the
-    gradients too."""
-
-    few: int | None
-    chunk: int
-    part: int
-    columns: int | None
-    warps: int
-    stages: int
-    gradient_columns: int | None
-    gradient_warps: int
-    gradient_stages: int
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Tokens of a chunk, columns of keys and values at once, and warps: of each kernel but `states`, of `gradients`. Of
-    `states`: keys of a tile, warps, and chunks whose loads are under way."""
-
-    chunk: int
-    part: int
-    warps: int
-    gradient_warps: int
-    state_rows: int
-    state_warps: int
-    state_stages: int
-    fused: Fused
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Everything the kernels need to know about shapes and types at compile time."""
-
-    fused: bool
-
-    sizes: Sizes
-    key: int
-    value: int
-    dot: torch.dtype
-    precision: str
-
-
-_PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "tf32x3"}
-_TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
-# What `make tune` tries, entry after entry.
-SPACE: dict[str, tuple[Any, ...]] = {
-    "chunk": (32, 64),
-    "part": (16, 32, 64),
-    "warps": (1, 2, 4, 8),
-    "gradient_warps": (1, 2, 4, 8),
-    "state_rows": (16, 32),
-    "state_warps": (1, 2, 4),
-    "state_stages": (2, 3, 4, 5),
-    "fused.few": (None, 128),
-    "fused.chunk": (32, 64, 128),
-    "fused.columns": (None, 32, 64),
-    "fused.warps": (1, 2, 4, 8),
-    "fused.stages": (1, 2, 3, 4),
-    "fused.gradient_columns": (None, 32, 64),
-    "fused.gradient_warps": (1, 2, 4, 8),
-    "fused.gradient_stages": (1, 2, 3, 4),
-}
-
-
-def _sizes(fused: dict[str, Any], **others: int) -> Sizes:
-    return Sizes(**others, fused=Fused(**fused))
-
-
-def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None) -> Plan:
-    """Products of bfloat16 operands are bfloat16's, those of others tf32's, for float32 in three terms."""
-    wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-    dot = torch.bfloat16 if wide == torch.bfloat16 else torch.float32
-    by_channel = log_decay is not None and log_decay.ndim == 4
-    shape = {"bits": 8 * dot.itemsize, "width": int(max(k.shape[-1], v.shape[-1])), "by_channel": int(by_channel)}
-    sizes = choose("linear_attention", _sizes, v.device, **shape)
-    form = sizes.fused
-    fused = form.few is not None and not by_channel and bonus is None and q.shape[0] * q.shape[2] >= form.few
-    if fused:
-        key, value = (max(form.part, triton.next_power_of_2(x.shape[-1])) for x in (k, v))
-    else:
-        key, value = (-(-x.shape[-1] // sizes.part) * sizes.part for x in (k, v))
-    return Plan(fused, sizes, key, value, dot, _PRECISIONS[wide])
 
 
 def _rows(x: Tensor) -> Tensor:
     """Strides may be any, but for that of the last axis."""
     return x if x.stride(-1) == 1 else x.contiguous()
-
-
-def _strides(*tensors: Tensor) -> tuple[int, ...]:
-    return tuple(x.stride(axis) for x in tensors for axis in range(3))
 
 
 def _common(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None) -> dict[str, Any]:
@@ -125,7 +31,7 @@ def _common(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tens
         "SCALAR": log_decay is not None and log_decay.ndim == 3,
         "DIAGONAL": log_decay is not None and log_decay.ndim == 4,
         "BONUS": bonus is not None,
-        "DOT": _TRITON_TYPES[p.dot],
+        "DOT": TRITON_TYPES[p.dot],
         "PRECISION": p.precision,
         "TERMS": terms if p.dot == torch.bfloat16 else 0,
         "num_warps": p.sizes.warps,
@@ -147,83 +53,8 @@ def _scan(
     )  # fmt: skip
 
 
-def _device(x: Tensor) -> torch.cuda.device:
-    """Launches go to the current device."""
-    return torch.cuda.device(x.device if x.is_cuda else -1)
-
-
 def _operand(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
-
-
-def _fused(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str, Any]:
-    """Compile-time arguments of the form that walks through sequences."""
-    return {
-        "C": p.sizes.fused.chunk,
-        "BK": p.key,
-        "BV": p.value,
-        "EVEN_K": q.shape[-1] == p.key,
-        "EVEN_V": v.shape[-1] == p.value,
-        "SCALAR": log_decay is not None,
-        "DOT": _TRITON_TYPES[p.dot],
-        "PRECISION": p.precision,
-    }
-
-
-def _decay_sums(p: Plan, log_decay: Tensor | None, sound: Tensor, *, stopped: bool) -> Tensor | None:
-    """Of each chunk, in two numbers; if `stopped`, of sound tokens."""
-    if log_decay is None:
-        return None
-    length, heads = log_decay.shape[1:]
-    chunk, at_once = p.sizes.fused.chunk, 16
-    sums = log_decay.new_empty(len(sound), -(-length // chunk), 2, chunk, dtype=torch.float32)
-    fused_kernels.decay_sums[(len(sound) * -(-sums.shape[1] // at_once),)](
-        log_decay, sound, sums, length, heads, C=chunk, CHUNKS=at_once, STOPPED=stopped
-    )
-    return sums
-
-
-def _walk(
-    p: Plan, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, boundary: Tensor | None, out: Tensor,
-    after: Tensor, sound: Tensor, scale: float,
-) -> None:  # fmt: skip
-    form, columns = p.sizes.fused, min(p.sizes.fused.columns or p.value, p.value)
-    with _device(q):
-        sums = _decay_sums(p, log_decay, sound, stopped=False)
-        fused_kernels.fused_outputs[(len(sound) * (p.value // columns),)](
-            q, k, v, log_decay, sums, boundary, out, after, sound, scale, *_strides(q, k, v), *q.shape[1:], v.shape[-1],
-            **_fused(p, q, v, log_decay), PV=columns, BOUNDED=boundary is not None, STAGES=form.stages,
-            num_warps=form.warps,
-        )  # fmt: skip
-
-
-def _walk_back(
-    p: Plan, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, boundary: Tensor | None,
-    after_grad: Tensor | None, sound: Tensor, out_grad: Tensor, q_grad: Tensor, k_grad: Tensor, v_grad: Tensor,
-    decay_grad: Tensor, state_grad: Tensor, scale: float,
-) -> None:  # fmt: skip
-    """At once, but where log-decays have gradients: those need what the walk forward leaves at each chunk."""
-    form, states, shares, by_part = p.sizes.fused, None, None, None
-    key, value = (min(form.gradient_columns or width, width) for width in (p.key, p.value))
-    parts, value_parts = p.key // key, p.value // value
-    steps = [(2 * parts + value_parts, {"QUERIES": True, "KEYS": True})]
-    if log_decay is not None:
-        states = q.new_empty(len(sound), -(-q.shape[1] // form.chunk), p.value, p.key, dtype=p.dot)
-        shares = q.new_empty(parts, *log_decay.shape, dtype=torch.float32)
-        by_part = torch.empty_like(shares)
-        steps = [(parts, {"QUERIES": True, "KEYS": False}), (parts + value_parts, {"QUERIES": False, "KEYS": True})]
-    with _device(q):
-        sums = _decay_sums(p, log_decay, sound, stopped=True)
-        for programs, roles in steps:
-            fused_kernels.fused_gradients[(len(sound) * programs,)](
-                q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, by_part,
-                state_grad, states, shares, scale, decay_grad.numel(), *_strides(q, k, v, out_grad), *q.shape[1:],
-                v.shape[-1], **_fused(p, q, v, log_decay), PK=key, PV=value, BOUNDED=boundary is not None,
-                BOUNDED_AFTER=after_grad is not None, **roles, STAGES=form.gradient_stages,
-                num_warps=form.gradient_warps,
-            )  # fmt: skip
-    if by_part is not None:
-        decay_grad.copy_(by_part.sum(0))
 
 
 @torch.library.custom_op("kernels::linear_attention", mutates_args=())
@@ -236,13 +67,13 @@ def _forward(
     out, after, before, kept, scores, sound = results
     q, k, v, log_decay, bonus = _rows(q), _rows(k), _rows(v), _operand(log_decay), _operand(bonus)
     if p.fused:
-        _walk(p, q, k, v, log_decay, _operand(initial_state), out, after, sound, scale)
+        fused.walk(p, q, k, v, log_decay, _operand(initial_state), out, after, sound, scale)
         return results
     (_, length, heads, key), value = q.shape, v.shape[-1]
-    sizes = (*_strides(q, k, v), length, heads, sound.shape[1], key, value)
+    sizes = (*strides(q, k, v), length, heads, sound.shape[1], key, value)
     common = _common(p, q, v, log_decay, bonus)
     addition = torch.empty_like(before)
-    with _device(q):
+    with device_of(q):
         forward_kernels.additions[(sound.numel(),)](
             q, k, v, log_decay, bonus, addition, kept, scores, sound, scale, *sizes, **common
         )
@@ -296,7 +127,7 @@ def _backward(
     out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else _rows(out_grad)
     if p.fused:
         boundaries = _operand(initial_state), _operand(after_grad)
-        _walk_back(p, q, k, v, log_decay, *boundaries, sound, out_grad, *results[:4], state_grad, scale)
+        fused.walk_back(p, q, k, v, log_decay, *boundaries, sound, out_grad, *results[:4], state_grad, scale)
         return results
     (batch, length, heads, key), value = q.shape, v.shape[-1]
     rows, chunks, chunk = *sound.shape, p.sizes.chunk
@@ -308,19 +139,19 @@ def _backward(
     by_chunk = q.new_empty(batch, heads, chunks, key if bonus is not None else 0, dtype=torch.float32)
     addition, states_grad = torch.empty_like(before), torch.empty_like(before)
     scores_grad = before.new_empty(rows, chunks, chunk, chunk)
-    with _device(q):
+    with device_of(q):
         backward_kernels.adjoint_additions[(sound.numel(),)](
-            q, v, log_decay, sound, out_grad, addition, scores_grad, scale, *_strides(q, v, out_grad), *sizes, **common
+            q, v, log_decay, sound, out_grad, addition, scores_grad, scale, *strides(q, v, out_grad), *sizes, **common
         )
         _scan(p, addition, kept, _operand(after_grad), states_grad, state_grad, log_decay, backward=True)
         backward_kernels.gradients[(sound.numel(), parts)](
             q, k, v, log_decay, bonus, before, sound, out_grad, states_grad, scores_grad,
-            q_grad, k_grad, by_part, by_chunk, scale, batch * length * heads, *_strides(q, k, v, out_grad), *sizes,
+            q_grad, k_grad, by_part, by_chunk, scale, batch * length * heads, *strides(q, k, v, out_grad), *sizes,
             **(common | {"num_warps": p.sizes.gradient_warps}),
         )  # fmt: skip
         backward_kernels.value_gradients[(sound.numel(), p.value // p.sizes.part)](
             q, k, log_decay, bonus, scores, sound, out_grad, states_grad, v_grad, scale,
-            *_strides(q, k, out_grad), *sizes, **common,
+            *strides(q, k, out_grad), *sizes, **common,
         )  # fmt: skip
     if scalar:
         decay_grad.copy_(by_part.sum(0))

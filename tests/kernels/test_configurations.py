@@ -18,7 +18,7 @@ WIDTHS = (1, 16, 17, 32, 33, 64, 65, 128, 129, 256)
 DIMS = (1, 64, 65, 256, 257, 1024, 4096, 4097, 50_000)
 MAKERS: dict[str, tuple[str, dict[str, tuple[int, ...]]]] = {
     "delta_rule": ("_sizes", {"bits": (16, 32), "width": WIDTHS, "gated": (0, 1)}),
-    "linear_attention": ("Sizes", {"bits": (16, 32), "width": WIDTHS, "by_channel": (0, 1)}),
+    "linear_attention": ("sizes", {"bits": (16, 32), "width": WIDTHS, "by_channel": (0, 1)}),
     "linear_cross_entropy": ("Tiles", {"width": DIMS}),
     "linear_log_likelihood": ("Tiles", {"width": DIMS}),
     "linear_scan": ("Sizes", {"bits": (16, 32), "width": DIMS}),

@@ -32,10 +32,10 @@ from tests.kernels.bench import all_cases
 from tests.kernels.bench_case import Case, Draw, check, first_line, free, measure, results
 from tests.kernels.candidates import Candidates
 
-# The modules that launch each operation's kernels, with its SPACE.
+# The modules that have each operation's SPACE, most of them those that launch its kernels.
 LAUNCHED_BY = {
     "delta_rule": "kernels.delta_rule.triton",
-    "linear_attention": "kernels.linear_attention.triton",
+    "linear_attention": "kernels.linear_attention.plan",
     "linear_cross_entropy": "kernels.linear_cross_entropy.triton",
     "linear_log_likelihood": "kernels.linear_cross_entropy.triton",
     "linear_scan": "kernels.linear_scan.triton",

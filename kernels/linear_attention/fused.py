@@ -1,0 +1,82 @@
+"""Launches the kernels of linear attention that walk through sequences."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from kernels.linear_attention import fused_kernels
+from kernels.linear_attention.plan import TRITON_TYPES, Plan, device_of, strides
+
+
+def _common(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str, Any]:
+    """Compile-time arguments of the form that walks through sequences."""
+    return {
+        "C": p.sizes.fused.chunk,
+        "BK": p.key,
+        "BV": p.value,
+        "EVEN_K": q.shape[-1] == p.key,
+        "EVEN_V": v.shape[-1] == p.value,
+        "SCALAR": log_decay is not None,
+        "DOT": TRITON_TYPES[p.dot],
+        "PRECISION": p.precision,
+    }
+
+
+def _decay_sums(p: Plan, log_decay: Tensor | None, sound: Tensor, *, stopped: bool) -> Tensor | None:
+    """Of each chunk, in two numbers; if `stopped`, of sound tokens."""
+    if log_decay is None:
+        return None
+    length, heads = log_decay.shape[1:]
+    chunk, at_once = p.sizes.fused.chunk, 16
+    sums = log_decay.new_empty(len(sound), -(-length // chunk), 2, chunk, dtype=torch.float32)
+    fused_kernels.decay_sums[(len(sound) * -(-sums.shape[1] // at_once),)](
+        log_decay, sound, sums, length, heads, C=chunk, CHUNKS=at_once, STOPPED=stopped
+    )
+    return sums
+
+
+def walk(
+    p: Plan, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, boundary: Tensor | None, out: Tensor,
+    after: Tensor, sound: Tensor, scale: float,
+) -> None:  # fmt: skip
+    form, columns = p.sizes.fused, min(p.sizes.fused.columns or p.value, p.value)
+    with device_of(q):
+        sums = _decay_sums(p, log_decay, sound, stopped=False)
+        fused_kernels.fused_outputs[(len(sound) * (p.value // columns),)](
+            q, k, v, log_decay, sums, boundary, out, after, sound, scale, *strides(q, k, v), *q.shape[1:], v.shape[-1],
+            **_common(p, q, v, log_decay), PV=columns, BOUNDED=boundary is not None, STAGES=form.stages,
+            num_warps=form.warps,
+        )  # fmt: skip
+
+
+def walk_back(
+    p: Plan, q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, boundary: Tensor | None,
+    after_grad: Tensor | None, sound: Tensor, out_grad: Tensor, q_grad: Tensor, k_grad: Tensor, v_grad: Tensor,
+    decay_grad: Tensor, state_grad: Tensor, scale: float,
+) -> None:  # fmt: skip
+    """At once, but where log-decays have gradients: those need what the walk forward leaves at each chunk."""
+    form, states, shares, by_part = p.sizes.fused, None, None, None
+    key, value = (min(form.gradient_columns or width, width) for width in (p.key, p.value))
+    parts, value_parts = p.key // key, p.value // value
+    steps = [(2 * parts + value_parts, {"QUERIES": True, "KEYS": True})]
+    if log_decay is not None:
+        states = q.new_empty(len(sound), -(-q.shape[1] // form.chunk), p.value, p.key, dtype=p.dot)
+        shares = q.new_empty(parts, *log_decay.shape, dtype=torch.float32)
+        by_part = torch.empty_like(shares)
+        steps = [(parts, {"QUERIES": True, "KEYS": False}), (parts + value_parts, {"QUERIES": False, "KEYS": True})]
+    with device_of(q):
+        sums = _decay_sums(p, log_decay, sound, stopped=True)
+        for programs, roles in steps:
+            fused_kernels.fused_gradients[(len(sound) * programs,)](
+                q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, by_part,
+                state_grad, states, shares, scale, decay_grad.numel(), *strides(q, k, v, out_grad), *q.shape[1:],
+                v.shape[-1], **_common(p, q, v, log_decay), PK=key, PV=value, BOUNDED=boundary is not None,
+                BOUNDED_AFTER=after_grad is not None, **roles, STAGES=form.gradient_stages,
+                num_warps=form.gradient_warps,
+                maxnreg=form.gradient_registers,
+            )  # fmt: skip
+    if by_part is not None:
+        decay_grad.copy_(by_part.sum(0))
