@@ -10,6 +10,9 @@ from torch import Tensor
 from kernels.linear_attention import fused_kernels
 from kernels.linear_attention.plan import TRITON_TYPES, Plan, device_of, strides
 
+_AT_ONCE = 16  # chunks whose decays one program sums
+_WARP_GROUP = 4  # warps, of which products take their operands from shared memory, transposed or not
+
 
 def _common(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str, Any]:
     """Compile-time arguments of the form that walks through sequences."""
@@ -30,10 +33,10 @@ def _decay_sums(p: Plan, log_decay: Tensor | None, sound: Tensor, *, stopped: bo
     if log_decay is None:
         return None
     length, heads = log_decay.shape[1:]
-    chunk, at_once = p.sizes.fused.chunk, 16
+    chunk = p.sizes.fused.chunk
     sums = log_decay.new_empty(len(sound), -(-length // chunk), 2, chunk, dtype=torch.float32)
-    fused_kernels.decay_sums[(len(sound) * -(-sums.shape[1] // at_once),)](
-        log_decay, sound, sums, length, heads, C=chunk, CHUNKS=at_once, STOPPED=stopped
+    fused_kernels.decay_sums[(len(sound) * -(-sums.shape[1] // _AT_ONCE),)](
+        log_decay, sound, sums, length, heads, C=chunk, CHUNKS=_AT_ONCE, STOPPED=stopped
     )
     return sums
 
@@ -58,25 +61,30 @@ def walk_back(
     decay_grad: Tensor, state_grad: Tensor, scale: float,
 ) -> None:  # fmt: skip
     """At once, but where log-decays have gradients: those need what the walk forward leaves at each chunk."""
-    form, states, shares, by_part = p.sizes.fused, None, None, None
+    form = p.sizes.fused
     key, value = (min(form.gradient_columns or width, width) for width in (p.key, p.value))
     parts, value_parts = p.key // key, p.value // value
+    rows, length = len(sound), q.shape[1]
     steps = [(2 * parts + value_parts, {"QUERIES": True, "KEYS": True})]
+    states, read, written, inside, across = (None,) * 5
     if log_decay is not None:
-        states = q.new_empty(len(sound), -(-q.shape[1] // form.chunk), p.value, p.key, dtype=p.dot)
-        shares = q.new_empty(parts, *log_decay.shape, dtype=torch.float32)
-        by_part = torch.empty_like(shares)
+        chunks = -(-length // form.chunk)
+        states = q.new_empty(rows, chunks, p.value, p.key, dtype=p.dot)
+        read, written, inside = (q.new_empty(parts, rows, length, dtype=torch.float32) for _ in range(3))
+        across = q.new_empty(parts, rows, chunks, dtype=torch.float32)
         steps = [(parts, {"QUERIES": True, "KEYS": False}), (parts + value_parts, {"QUERIES": False, "KEYS": True})]
     with device_of(q):
         sums = _decay_sums(p, log_decay, sound, stopped=True)
         for programs, roles in steps:
-            fused_kernels.fused_gradients[(len(sound) * programs,)](
-                q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, by_part,
-                state_grad, states, shares, scale, decay_grad.numel(), *strides(q, k, v, out_grad), *q.shape[1:],
-                v.shape[-1], **_common(p, q, v, log_decay), PK=key, PV=value, BOUNDED=boundary is not None,
-                BOUNDED_AFTER=after_grad is not None, **roles, STAGES=form.gradient_stages,
-                num_warps=form.gradient_warps,
-                maxnreg=form.gradient_registers,
+            fused_kernels.fused_gradients[(rows * programs,)](
+                q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, state_grad,
+                states, read, written, inside, across, scale, *strides(q, k, v, out_grad), *q.shape[1:], v.shape[-1],
+                rows, **_common(p, q, v, log_decay), PK=key, PV=value, BOUNDED=boundary is not None,
+                BOUNDED_AFTER=after_grad is not None, TWICE=form.gradient_warps < _WARP_GROUP, **roles,
+                STAGES=form.gradient_stages, num_warps=form.gradient_warps, maxnreg=form.gradient_registers,
             )  # fmt: skip
-    if by_part is not None:
-        decay_grad.copy_(by_part.sum(0))
+        if log_decay is not None:
+            fused_kernels.decay_gradients[(rows * -(-chunks // _AT_ONCE),)](
+                read, written, inside, across, decay_grad, length, q.shape[2], rows,
+                C=form.chunk, CHUNKS=_AT_ONCE, PARTS=parts,
+            )  # fmt: skip

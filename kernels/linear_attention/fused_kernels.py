@@ -60,7 +60,7 @@ def _load_sums(sums, C: tl.constexpr, BACK: tl.constexpr, DOT: tl.constexpr):
 
 @triton.jit
 def _load_flipped(pointer, stride, limit, first, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
-    """As `load_tile`, but [BLOCK, C]. What is loaded so needs no transposing, with which Triton would not load it ahead."""
+    """As `load_tile`, but [BLOCK, C]. Of what is transposed after loading Triton loads nothing ahead."""
     row = tl.arange(0, C)[None, :]
     column = first + tl.arange(0, BLOCK)[:, None]
     mask = row < limit
@@ -73,18 +73,21 @@ def _load_flipped(pointer, stride, limit, first, width, C: tl.constexpr, BLOCK: 
 def _walk(
     reader, writer, carried, sums, result, state, checked, count, scale,
     reader_token, writer_token, carried_token, result_token, LENGTH, HEADS, WIDTH, COLUMNS, first, CHECKED,
-    partner, partner_token, states, shares, decay_grad,
+    partner, partner_token, states, through_states, inside, across,
     C: tl.constexpr, B: tl.constexpr, P: tl.constexpr, W: tl.constexpr, EVEN_B: tl.constexpr, EVEN_P: tl.constexpr,
-    SCALAR: tl.constexpr, BACK: tl.constexpr, OUTPUT: tl.constexpr, DECAYS: tl.constexpr, DOT: tl.constexpr,
-    PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    SCALAR: tl.constexpr, BACK: tl.constexpr, OUTPUT: tl.constexpr, DECAYS: tl.constexpr, TWICE: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):
     """Of every token, from the last one if BACK: result = scale (reader S + what this chunk wrote), then
-    S += writer carriedᵀ, each with its decays; P of the carried columns from `first` on, of the `count` first tokens.
+    S += writer carriedᵀ, each with its decays; P of the carried columns from `first` on, of `count` tokens.
 
-    `state` [B, P] is what the walk begins with; going back it has the factor `scale` in it. Returns the last one and, if
-    OUTPUT, whether all went well: the state is bounded, and so are all columns of `checked`. Results after the `count` first tokens are nan
-    then, else zeros. If DECAYS, the part of these columns in the gradient of the log-decays too: the walk forward leaves
-    what it knows of it in `shares`, and the `states` before each chunk.
+    `state` [B, P] is what the walk begins with; going back it has the factor `scale` in it. Returns the last one and,
+    if OUTPUT, whether all went well: the state is bounded, and so are all columns of `checked`. Results after `count`
+    tokens are nan then, else zeros.
+
+    If DECAYS, of each token's `partner` times its result: the part through the state (`through_states`) and the part
+    through later or earlier tokens of the chunk (`inside`; going forward it is in the former). Going forward, the
+    states before each chunk are kept; going back, their products with those after it go to `across`.
     """
     squares = tl.zeros((C, W // 8), tl.float32)
     chunks = tl.cdiv(LENGTH, C)
@@ -114,23 +117,24 @@ def _walk(
         if DECAYS:
             own = load_tile(partner + start * partner_token, partner_token, limit, first, COLUMNS, C, P, EVEN_P)
             through = tl.sum(own.to(tl.float32) * found, 1)
-            here = states + chunk.to(tl.int64) * (B * W)
-            tokens = start + tl.arange(0, C)
-            # A log-decay stands between all that is read after it and all that is written before it.
-            if BACK:
-                before = load_state(here, 0, first, W, B, P).to(tl.float32)
-                grad = tl.sum(tl.where(row < column, through[:, None], 0.0), 0)
-                grad += tl.sum(tl.sum(before * state * whole, 1), 0)
-                share = tl.load(shares + tokens * HEADS, mask=tl.arange(0, C) < length, other=0.0)
-                tl.store(decay_grad + tokens * HEADS, grad + share, mask=tl.arange(0, C) < length)
+            if TWICE:
+                flipped = _load_flipped(
+                    carried + start * carried_token, carried_token, limit, first, COLUMNS, C, P, EVEN_P
+                ).to(DOT)
             else:
-                store_state(here, state, 0, first, W, B, P)
-                flipped = _load_flipped(carried + start * carried_token, carried_token, limit, first, COLUMNS, C, P, EVEN_P)
-                flow = tl.dot(own.to(DOT), flipped.to(DOT), input_precision=PRECISION)
-                flow = tl.where(row > column, flow * scores, 0.0)
-                inside = through + tl.sum(flow, 1) - tl.sum(flow, 0)
-                grad = tl.sum(tl.where(row >= column, inside[:, None], 0.0), 0) * scale
-                tl.store(shares + tokens * HEADS, grad, mask=tl.arange(0, C) < length)
+                flipped = tl.trans(carries)
+            flow = tl.dot(own.to(DOT), flipped, input_precision=PRECISION)
+            flow = tl.sum(tl.where(row < column if BACK else row > column, flow * scores, 0.0), 1)
+            here = chunk.to(tl.int64)
+            tokens = start + tl.arange(0, C)
+            if BACK:
+                before = load_state(states + here * (B * W), 0, first, W, B, P).to(tl.float32)
+                tl.store(across + here, tl.sum(tl.sum(before * state * whole, 1), 0))
+                tl.store(through_states + tokens, through, mask=tokens < LENGTH)
+                tl.store(inside + tokens, flow, mask=tokens < LENGTH)
+            else:
+                store_state(states + here * (B * W), state, 0, first, W, B, P)
+                tl.store(through_states + tokens, (through + flow) * scale, mask=tokens < LENGTH)
         found = tl.dot(scores.to(DOT), carries, found, input_precision=PRECISION)
         if not BACK:
             found = found * scale
@@ -189,8 +193,8 @@ def _sound_tokens(
 @triton.jit
 def _load_boundary(boundary, first, KEY, VALUE, BK: tl.constexpr, BV: tl.constexpr, BOUNDED: tl.constexpr,
                    FLIP: tl.constexpr):
-    """[BK, BV] of a state [KEY, VALUE] in float32 from value column `first` on, zeros unless BOUNDED. If FLIP transposed,
-    from key `first` on."""
+    """[BK, BV] of a state [KEY, VALUE] in float32 from value column `first` on, zeros unless BOUNDED. If FLIP
+    transposed, from key `first` on."""
     if FLIP:
         key, value = first + tl.arange(0, BK)[None, :], tl.arange(0, BV)[:, None]
         state = tl.zeros((BV, BK), tl.float32)
@@ -231,15 +235,16 @@ def fused_outputs(
     if SCALAR:
         log_decay += token
         sums += row * tl.cdiv(LENGTH, C) * (2 * C)
+    if BOUNDED:
+        boundary += row * KEY * VALUE
     count, again = LENGTH, 1
     while again > 0:
-        state = _load_boundary(boundary + row * KEY * VALUE if BOUNDED else boundary, first, KEY, VALUE, BK, PV, BOUNDED,
-                               False)
+        state = _load_boundary(boundary, first, KEY, VALUE, BK, PV, BOUNDED, False)
         state, all_sound = _walk(
             q, k, v, sums, out, state, v, count, scale,
             q_token, k_token, v_token, HEADS * VALUE, LENGTH, HEADS, KEY, VALUE, first, VALUE,
-            None, 0, None, None, None,
-            C, BK, PV, BV, EVEN_K, EVEN_V, SCALAR, False, True, False, DOT, PRECISION, STAGES,
+            None, 0, None, None, None, None,
+            C, BK, PV, BV, EVEN_K, EVEN_V, SCALAR, False, True, False, False, DOT, PRECISION, STAGES,
         )
         again = 0
         if (count == LENGTH) & (not all_sound):
@@ -253,19 +258,20 @@ def fused_outputs(
     tl.store(sound + row, count)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=(*COUNTS, "ROWS"))
 def fused_gradients(
-    q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, decay_grad, state_grad,
-    states, shares, scale, part_stride,
+    q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, state_grad,
+    states, read, written, inside, across, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, o_batch, o_token, o_head,
-    LENGTH, HEADS, KEY, VALUE,
+    LENGTH, HEADS, KEY, VALUE, ROWS,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PK: tl.constexpr, PV: tl.constexpr, EVEN_K: tl.constexpr,
     EVEN_V: tl.constexpr, SCALAR: tl.constexpr, BOUNDED: tl.constexpr, BOUNDED_AFTER: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
+    QUERIES: tl.constexpr, KEYS: tl.constexpr, TWICE: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
 ):
     """Three walks, by programs of their own, PK or PV columns each: if QUERIES one forward for dq; if KEYS two back, for
-    dk, and for dv and the initial state's gradient. That of the log-decays, of each part of the keys' columns, needs
-    what the first one leaves in `states` and `shares`."""
+    dk, and for dv and the initial state's gradient. Log-decays: what `decay_gradients` needs, of each part of the
+    keys' columns; there the first walk's `states` have to be there before the others."""
     key_parts: tl.constexpr = BK // PK
     back: tl.constexpr = key_parts + BV // PV if KEYS else 0
     parts: tl.constexpr = back + (key_parts if QUERIES else 0)
@@ -288,14 +294,15 @@ def fused_gradients(
         if part < key_parts:
             first = part * PK
             if SCALAR:
-                shares += part.to(tl.int64) * part_stride + token
-                decay_grad += part.to(tl.int64) * part_stride + token
+                written += (part * ROWS + row) * LENGTH
+                inside += (part * ROWS + row) * LENGTH
+                across += (part * ROWS + row) * tl.cdiv(LENGTH, C)
             state = _load_boundary(after_grad, first, KEY, VALUE, PK, BV, BOUNDED_AFTER, True)
             _walk(
                 v, out_grad, q, sums, k_grad + token * KEY, state, None, count, scale,
                 v_token, o_token, q_token, HEADS * KEY, LENGTH, HEADS, VALUE, KEY, first, 0,
-                k, k_token, states, shares, decay_grad,
-                C, BV, PK, BK, EVEN_V, EVEN_K, SCALAR, True, False, SCALAR, DOT, PRECISION, STAGES,
+                k, k_token, states, written, inside, across,
+                C, BV, PK, BK, EVEN_V, EVEN_K, SCALAR, True, False, SCALAR, TWICE, DOT, PRECISION, STAGES,
             )
         elif part < back:
             first = (part - key_parts) * PV
@@ -303,19 +310,46 @@ def fused_gradients(
             state, _ = _walk(
                 k, q, out_grad, sums, v_grad + token * VALUE, state, None, count, scale,
                 k_token, q_token, o_token, HEADS * VALUE, LENGTH, HEADS, KEY, VALUE, first, 0,
-                None, 0, None, None, None,
-                C, BK, PV, BV, EVEN_K, EVEN_V, SCALAR, True, False, False, DOT, PRECISION, STAGES,
+                None, 0, None, None, None, None,
+                C, BK, PV, BV, EVEN_K, EVEN_V, SCALAR, True, False, False, False, DOT, PRECISION, STAGES,
             )
             _store_boundary(state_grad + row * KEY * VALUE, state, first, KEY, VALUE, BK, PV)
-    if QUERIES:
-        if part >= back:
-            first = (part - back) * PK
-            if SCALAR:
-                shares += (part - back).to(tl.int64) * part_stride + token
-            state = _load_boundary(boundary, first, KEY, VALUE, PK, BV, BOUNDED, True)
-            _walk(
-                out_grad, v, k, sums, q_grad + token * KEY, state, None, count, scale,
-                o_token, v_token, k_token, HEADS * KEY, LENGTH, HEADS, VALUE, KEY, first, 0,
-                q, q_token, states, shares, None,
-                C, BV, PK, BK, EVEN_V, EVEN_K, SCALAR, False, False, SCALAR, DOT, PRECISION, STAGES,
-            )
+    if QUERIES and part >= back:
+        first = (part - back) * PK
+        if SCALAR:
+            read += ((part - back) * ROWS + row) * LENGTH
+        state = _load_boundary(boundary, first, KEY, VALUE, PK, BV, BOUNDED, True)
+        _walk(
+            out_grad, v, k, sums, q_grad + token * KEY, state, None, count, scale,
+            o_token, v_token, k_token, HEADS * KEY, LENGTH, HEADS, VALUE, KEY, first, 0,
+            q, q_token, states, read, None, None,
+            C, BV, PK, BK, EVEN_V, EVEN_K, SCALAR, False, False, SCALAR, TWICE, DOT, PRECISION, STAGES,
+        )
+
+
+@triton.jit(do_not_specialize=(*COUNTS, "ROWS"))
+def decay_gradients(
+    read, written, inside, across, decay_grad, LENGTH, HEADS, ROWS,
+    C: tl.constexpr, CHUNKS: tl.constexpr, PARTS: tl.constexpr,
+):
+    """Of CHUNKS chunks of a sequence, from what the walks found, in PARTS: what reads past the chunk's own tokens, what is
+    written for later chunks, what is read inside of it of each token, and what passes the whole chunk.
+
+    A log-decay stands between all that is read from its token on and all that is written before it.
+    """
+    groups = tl.cdiv(LENGTH, C * CHUNKS)
+    row, group = (tl.program_id(0) // groups).to(tl.int64), tl.program_id(0) % groups
+    batch, head = row // HEADS, row % HEADS
+    chunk, chunks = group * CHUNKS + tl.arange(0, CHUNKS)[:, None], tl.cdiv(LENGTH, C)
+    token = chunk * C + tl.arange(0, C)[None, :]
+    after, before = tl.zeros((CHUNKS, C), tl.float32), tl.zeros((CHUNKS, C), tl.float32)
+    whole = tl.zeros((CHUNKS, 1), tl.float32)
+    for part in tl.static_range(PARTS):
+        here = part * ROWS + row
+        place, known = here * LENGTH + token, token < LENGTH
+        after += tl.load(read + place, mask=known, other=0.0) - tl.load(inside + place, mask=known, other=0.0)
+        before += tl.load(written + place, mask=known, other=0.0)
+        whole += tl.load(across + here * chunks + chunk, mask=chunk < chunks, other=0.0)
+    grad = tl.cumsum(after, 1, reverse=True) + (tl.cumsum(before, 1) - before) + whole
+    decay_grad += (batch * LENGTH + token) * HEADS + head
+    tl.store(decay_grad, grad.to(decay_grad.dtype.element_ty), mask=token < LENGTH)
