@@ -14,10 +14,10 @@ _AT_ONCE = 16  # chunks whose decays one program sums
 _WARP_GROUP = 4  # warps, of which products take their operands from shared memory, transposed or not
 
 
-def _common(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str, Any]:
+def _common(p: Plan, chunk: int, q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str, Any]:
     """Compile-time arguments of the form that walks through sequences."""
     return {
-        "C": p.sizes.fused.chunk,
+        "C": chunk,
         "BK": p.key,
         "BV": p.value,
         "EVEN_K": q.shape[-1] == p.key,
@@ -28,12 +28,11 @@ def _common(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str
     }
 
 
-def _decay_sums(p: Plan, log_decay: Tensor | None, sound: Tensor, *, stopped: bool) -> Tensor | None:
+def _decay_sums(chunk: int, log_decay: Tensor | None, sound: Tensor, *, stopped: bool) -> Tensor | None:
     """Of each chunk, in two numbers; if `stopped`, of sound tokens."""
     if log_decay is None:
         return None
     length, heads = log_decay.shape[1:]
-    chunk = p.sizes.fused.chunk
     sums = log_decay.new_empty(len(sound), -(-length // chunk), 2, chunk, dtype=torch.float32)
     fused_kernels.decay_sums[(len(sound) * -(-sums.shape[1] // _AT_ONCE),)](
         log_decay, sound, sums, length, heads, C=chunk, CHUNKS=_AT_ONCE, STOPPED=stopped
@@ -47,10 +46,10 @@ def walk(
 ) -> None:  # fmt: skip
     form, columns = p.sizes.fused, min(p.sizes.fused.columns or p.value, p.value)
     with device_of(q):
-        sums = _decay_sums(p, log_decay, sound, stopped=False)
+        sums = _decay_sums(form.chunk, log_decay, sound, stopped=False)
         fused_kernels.fused_outputs[(len(sound) * (p.value // columns),)](
             q, k, v, log_decay, sums, boundary, out, after, sound, scale, *strides(q, k, v), *q.shape[1:], v.shape[-1],
-            **_common(p, q, v, log_decay), PV=columns, BOUNDED=boundary is not None, STAGES=form.stages,
+            **_common(p, form.chunk, q, v, log_decay), PV=columns, BOUNDED=boundary is not None, STAGES=form.stages,
             num_warps=form.warps,
         )  # fmt: skip
 
@@ -68,23 +67,23 @@ def walk_back(
     steps = [(2 * parts + value_parts, {"QUERIES": True, "KEYS": True})]
     states, read, written, inside, across = (None,) * 5
     if log_decay is not None:
-        chunks = -(-length // form.chunk)
+        chunks = -(-length // form.gradient_chunk)
         states = q.new_empty(rows, chunks, p.value, p.key, dtype=p.dot)
         read, written, inside = (q.new_empty(parts, rows, length, dtype=torch.float32) for _ in range(3))
         across = q.new_empty(parts, rows, chunks, dtype=torch.float32)
         steps = [(parts, {"QUERIES": True, "KEYS": False}), (parts + value_parts, {"QUERIES": False, "KEYS": True})]
     with device_of(q):
-        sums = _decay_sums(p, log_decay, sound, stopped=True)
+        sums = _decay_sums(form.gradient_chunk, log_decay, sound, stopped=True)
         for programs, roles in steps:
             fused_kernels.fused_gradients[(rows * programs,)](
                 q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, state_grad,
                 states, read, written, inside, across, scale, *strides(q, k, v, out_grad), *q.shape[1:], v.shape[-1],
-                rows, **_common(p, q, v, log_decay), PK=key, PV=value, BOUNDED=boundary is not None,
+                rows, **_common(p, form.gradient_chunk, q, v, log_decay), PK=key, PV=value, BOUNDED=boundary is not None,
                 BOUNDED_AFTER=after_grad is not None, TWICE=form.gradient_warps < _WARP_GROUP, **roles,
                 STAGES=form.gradient_stages, num_warps=form.gradient_warps, maxnreg=form.gradient_registers,
             )  # fmt: skip
         if log_decay is not None:
             fused_kernels.decay_gradients[(rows * -(-chunks // _AT_ONCE),)](
                 read, written, inside, across, decay_grad, length, q.shape[2], rows,
-                C=form.chunk, CHUNKS=_AT_ONCE, PARTS=parts,
+                C=form.gradient_chunk, CHUNKS=_AT_ONCE, PARTS=parts,
             )  # fmt: skip

@@ -15,16 +15,17 @@ from kernels.configurations import choose
 
 @dataclass(frozen=True)
 class Fused:
-    """Of the form that walks through sequences: from how many programs on it is used (None: never), tokens of a chunk,
-    least width of a tile, columns that a program has the results of (None: all), warps and stages; the last three of the
-    gradients too, and a bound on their registers."""
+    """Of the form that walks through sequences: from how many sequences and heads on it is used (None: never), and the
+    least width of a tile; tokens of a chunk, columns that a program has the results of (None: all), warps and stages;
+    these four of the gradients too, and a bound on their registers."""
 
     few: int | None
-    chunk: int
     part: int
+    chunk: int
     columns: int | None
     warps: int
     stages: int
+    gradient_chunk: int
     gradient_columns: int | None
     gradient_warps: int
     gradient_stages: int
@@ -51,7 +52,6 @@ class Plan:
     """Everything the kernels need to know about shapes and types at compile time."""
 
     fused: bool
-
     sizes: Sizes
     key: int
     value: int
@@ -75,6 +75,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "fused.columns": (None, 32, 64),
     "fused.warps": (1, 2, 4, 8),
     "fused.stages": (1, 2, 3, 4),
+    "fused.gradient_chunk": (32, 64, 128),
     "fused.gradient_columns": (None, 32, 64),
     "fused.gradient_warps": (1, 2, 4, 8),
     "fused.gradient_stages": (1, 2, 3, 4),
@@ -91,7 +92,8 @@ def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tenso
     wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
     dot = torch.bfloat16 if wide == torch.bfloat16 else torch.float32
     by_channel = log_decay is not None and log_decay.ndim == 4
-    shape = {"bits": 8 * dot.itemsize, "width": int(max(k.shape[-1], v.shape[-1])), "by_channel": int(by_channel)}
+    shape = {"bits": 8 * dot.itemsize, "width": int(max(k.shape[-1], v.shape[-1]))}
+    shape |= {"by_channel": int(by_channel), "decayed": int(log_decay is not None)}
     chosen = choose("linear_attention", sizes, v.device, **shape)
     form = chosen.fused
     fused = form.few is not None and not by_channel and bonus is None and q.shape[0] * q.shape[2] >= form.few
