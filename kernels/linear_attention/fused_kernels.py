@@ -179,7 +179,7 @@ def _sound_tokens(
     """How many tokens precede the first with a non-finite sum of squares."""
     sound = LENGTH
     for index in tl.range(0, tl.cdiv(LENGTH, C), num_stages=1):
-        start, limit = (index * C).to(tl.int64), tl.minimum(LENGTH - index * C, C)
+        start, limit = tl.cast(index * C, tl.int64), tl.minimum(LENGTH - index * C, C)
         squares = _squares(load_tile(k + start * k_token, k_token, limit, 0, KEY, C, BK, EVEN_K))
         squares += _squares(load_tile(v + start * v_token, v_token, limit, 0, VALUE, C, BV, EVEN_V))
         if SCALAR:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from kernels.configurations import device_class, find, read_table, trial
 from kernels.linear_attention import chunked, operation, reference
 from kernels.operands import plain_forms
+from kernels.packing import forget_before
 from tests.kernels.cases import Operands, error, gradients, requiring_grad
+from tests.kernels.tune import changed
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Everything in this file but the test that starts the interpreter.
@@ -206,6 +211,131 @@ class TestKernels:
             results = ours(**made)
             found = [*results, *gradients(results, made).values()]
             assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+
+
+@contextmanager
+def walking(made: Operands) -> Iterator[None]:
+    """The form that walks through sequences is used, however few there are, in the sizes that the table has for it."""
+    from kernels.linear_attention.plan import plan
+
+    operands = *(made[name] for name in "qkv"), made.get("log_decay"), None
+    with trial("linear_attention", None) as asked:
+        plan(*operands)
+    table = find(read_table(), "linear_attention", device_class(torch.device(DEVICE)), asked.shapes[0])
+    with trial("linear_attention", changed(table, "fused.few", 1)):
+        assert plan(*operands).fused
+        yield
+
+
+class TestKernelsThatWalk:
+    pytestmark = needs_kernels
+
+    def compare(self, made: Operands, **options: Any) -> None:
+        with walking(made):
+            compare(made, **options)
+
+    @pytest.mark.parametrize("form", ["none", "scalar"])
+    @pytest.mark.parametrize("length", [1, 31, 64, 100])
+    def test_lengths(self, form: str, length: int) -> None:
+        self.compare(operands(form, length, 16, 16, initial=length % 2 == 0, heads=1))
+
+    @pytest.mark.parametrize("form", ["none", "scalar"])
+    def test_several_tiles(self, form: str) -> None:
+        self.compare(operands(form, 70, 40, 50, initial=True, heads=1))
+
+    @pytest.mark.parametrize("form", ["none", "scalar"])
+    def test_several_heads_and_sequences(self, form: str) -> None:
+        self.compare(operands(form, 34, 3, 1, initial=True, batch=2), scale=-0.3)
+
+    @pytest.mark.parametrize("decay", [0.0, -30.0, -torch.inf])
+    def test_extreme_decays(self, decay: float) -> None:
+        made = operands("scalar", 70, 16, 16, initial=True, heads=1)
+        self.compare(made | {"log_decay": torch.full_like(made["log_decay"], decay)})
+
+    def test_weak_decays_beside_strong_ones(self) -> None:
+        made = operands("scalar", 200, 16, 16, initial=True, heads=1)
+        decay = torch.full_like(made["log_decay"], -1e-3)
+        for place, strong in {3: -torch.inf, 40: -200.0, 41: -0.5, 70: -1e4, 100: -30.0, 130: -torch.inf}.items():
+            decay[:, place] = strong
+        self.compare(made | {"log_decay": decay})
+
+    def test_documents(self) -> None:
+        made = operands("scalar", 100, 16, 16, initial=True, batch=2)
+        documents = (torch.arange(100, device=DEVICE) >= torch.tensor([[64], [37]], device=DEVICE)).int()
+        self.compare(made | {"log_decay": forget_before(documents, made["log_decay"])})
+
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow
+    @pytest.mark.parametrize(("form", "value"), [("none", -1e30), ("scalar", torch.nan)])
+    def test_a_later_token_never_reaches_an_earlier_output(self, form: str, value: float) -> None:
+        made, last = operands(form, 70, 20, 50), slice(-1, None)
+        with walking(made):
+            before = ours(**made)[0]
+            for name, position in {"q": 5, "k": 33, "v": 40, "log_decay": 66}.items():
+                if name not in made:
+                    continue
+                spoilt = made[name].clone()
+                spoilt[:, position, 0, ..., *([] if name == "log_decay" else [last])] = value
+                after, state = ours(**(made | {name: spoilt}))
+                assert torch.equal(after[:, :position], before[:, :position]), name
+                assert torch.equal(after[:, :, 1], before[:, :, 1]), name
+                if name != "q":
+                    assert after[:, position:, 0].isnan().all(), name
+                    assert state[:, 0].isnan().all(), name
+                    assert state[:, 1].isfinite().all(), name
+
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of nan
+    @pytest.mark.parametrize(("form", "spoilt"), [("none", "v"), ("scalar", "k"), ("scalar", "log_decay")])
+    def test_gradients_before_a_spoilt_token(self, form: str, spoilt: str) -> None:
+        made, position = operands(form, 70, 16, 16, heads=1), 35
+        sound = {n: x[:, :position] for n, x in made.items()}
+        made[spoilt][:, position] = torch.nan
+        with walking(made):
+            found, wanted = requiring_grad(made), requiring_grad(sound)
+            mine = gradients((ours(**found)[0][:, :position],), found)
+            theirs = gradients((ours(**wanted)[0],), wanted)
+        assert all(error(mine[n][:, :position], theirs[n]) < 1e-5 for n in made)
+
+    def test_operands_with_strides(self) -> None:
+        made = operands("scalar", 40, 16, 16)
+        packed = torch.cat([made[name] for name in "qkv"], -1)
+        apart = dict(zip("qkv", packed.chunk(3, -1), strict=True))
+        with walking(made):
+            assert torch.equal(ours(**(made | apart))[0], ours(**made)[0])
+
+    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own, in torch 2.11
+    @pytest.mark.parametrize("form", ["none", "scalar"])
+    def test_compiled_whole(self, form: str) -> None:
+        made = requiring_grad(operands(form, 40, 16, 16, heads=1))
+        backend = "aot_eager" if INTERPRETED else "inductor"
+        compiled = torch.compile(lambda x: ours(**x), fullgraph=True, backend=backend)
+        with walking(made):
+            found, wanted = compiled(made), ours(**made)
+            mine, theirs = gradients(found, made), gradients(wanted, made)
+        assert torch.equal(found[0], wanted[0])
+        assert all(error(mine[name], theirs[name]) < 1e-6 for name in made)
+
+    @on_gpu
+    @pytest.mark.parametrize("form", ["none", "scalar"])
+    @pytest.mark.parametrize("key", [16, 32, 48, 64, 100, 128])
+    def test_bfloat16(self, form: str, key: int) -> None:
+        for length in (1, 63, 128, 300, 2048):
+            many = {"batch": max(1, 512 // length)}
+            made = operands(form, length, key, key, initial=length == 300, dtype=torch.bfloat16, strength=1.0, **many)
+            self.compare(made, exact=chunked.linear_attention)
+        self.compare(operands(form, 300, key, 24, dtype=torch.bfloat16), exact=chunked.linear_attention)
+
+    @on_gpu
+    @pytest.mark.parametrize("form", ["none", "scalar"])
+    @pytest.mark.parametrize("width", [32, 64, 128])
+    def test_same_operands_same_bits(self, form: str, width: int) -> None:
+        made = requiring_grad(operands(form, 2048, width, width, batch=16, heads=8, dtype=torch.bfloat16))
+        with walking(made):
+            results = ours(**made)
+            wanted = [*results, *gradients(results, made).values()]
+            for _ in range(20):
+                results = ours(**made)
+                found = [*results, *gradients(results, made).values()]
+                assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 @pytest.mark.gpu
