@@ -270,8 +270,8 @@ def fused_gradients(
     STAGES: tl.constexpr,
 ):
     """Three walks, by programs of their own, PK or PV columns each: if QUERIES one forward for dq; if KEYS two back, for
-    dk, and for dv and the initial state's gradient. Log-decays: what `decay_gradients` needs, of each part of the
-    keys' columns; there the first walk's `states` have to be there before the others."""
+    dk, and for dv and the initial state's gradient. With decays, what `decay_gradients` needs too, of each part of the
+    keys' columns; then the first walk has to end, and leave its `states`, before the others begin."""
     key_parts: tl.constexpr = BK // PK
     back: tl.constexpr = key_parts + BV // PV if KEYS else 0
     parts: tl.constexpr = back + (key_parts if QUERIES else 0)
@@ -332,8 +332,8 @@ def decay_gradients(
     read, written, inside, across, decay_grad, LENGTH, HEADS, ROWS,
     C: tl.constexpr, CHUNKS: tl.constexpr, PARTS: tl.constexpr,
 ):
-    """Of CHUNKS chunks of a sequence, from what the walks found, in PARTS: what reads past the chunk's own tokens, what is
-    written for later chunks, what is read inside of it of each token, and what passes the whole chunk.
+    """Of CHUNKS chunks of a sequence, from what the walks found, in PARTS: of each token what it reads, what later
+    chunks read of it (`written`) and later tokens of its own chunk (`inside`); of each chunk what passes it (`across`).
 
     A log-decay stands between all that is read from its token on and all that is written before it.
     """

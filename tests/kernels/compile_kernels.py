@@ -81,6 +81,7 @@ def cases(operation: str, widths: Sequence[int]) -> list[Case]:
             bench_mixers.attention(f"{decay}{bonus}", *heads, width)
             for decay in ("none", "scalar", "diagonal") for bonus in ("", "-bonus")
         ),
+        *(bench_mixers.attention(decay, 32, *heads[1:], width) for decay in ("none", "scalar")),  # many: walked through
         *(bench_channels.head(1, 300, width, likelihood=likelihood) for likelihood in (False, True)),
         *(bench_channels.convolution(2, 2048, width, taps) for taps in (4, 30)),
         *(bench_channels.scan(2, 2048, width, constant=constant) for constant in (False, True)),

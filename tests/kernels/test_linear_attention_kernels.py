@@ -359,15 +359,17 @@ def test_by_the_interpreter() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.parametrize("form", ["scalar-bonus", "diagonal"])
-def test_compiles_for_hopper(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter accepts more than the compiler does."""
+@pytest.mark.parametrize(("form", "batch", "kernels"), [("scalar-bonus", 1, 7), ("diagonal", 1, 7), ("scalar", 32, 6)])
+def test_compiles_for_hopper(
+    form: str, batch: int, kernels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter accepts more than the compiler does. Many sequences are walked through."""
     pytest.importorskip("triton")
     from tests.kernels.absent_gpu import launches
     from tests.kernels.bench_mixers import attention
     from tests.kernels.compile_kernels import use
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    uses = [use(launch, 90) for launch in launches(attention(form, 1, 80, 4, 32))]
-    assert len(uses) == 7
+    uses = [use(launch, 90) for launch in launches(attention(form, batch, 80, 4, 32))]
+    assert len(uses) == kernels
     assert not any(one.over for one in uses)
