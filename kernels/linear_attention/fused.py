@@ -79,7 +79,8 @@ def walk_back(
                 q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, state_grad,
                 states, read, written, inside, across, scale, *strides(q, k, v, out_grad), *q.shape[1:], v.shape[-1],
                 rows, **_common(p, form.gradient_chunk, q, v, log_decay), PK=key, PV=value,
-                BOUNDED=boundary is not None, BOUNDED_AFTER=after_grad is not None, TWICE=form.gradient_warps < _WARP_GROUP, **roles,
+                BOUNDED=boundary is not None, BOUNDED_AFTER=after_grad is not None,
+                TWICE=form.gradient_warps < _WARP_GROUP, **roles,
                 STAGES=form.gradient_stages, num_warps=form.gradient_warps, maxnreg=form.gradient_registers,
             )  # fmt: skip
         if log_decay is not None:
