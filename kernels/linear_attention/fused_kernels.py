@@ -270,8 +270,8 @@ def fused_gradients(
     STAGES: tl.constexpr,
 ):
     """Three walks, by programs of their own, PK or PV columns each: if QUERIES one forward for dq; if KEYS two back,
-    for dk, and for dv and the initial state's gradient. With decays, what `decay_gradients` needs too, of each part of the
-    keys' columns; then the first walk has to end, and leave its `states`, before the others begin."""
+    for dk, and for dv and the initial state's gradient. With decays, what `decay_gradients` needs too, of each part of
+    the keys' columns; then the first walk has to end, and leave its `states`, before the others begin."""
     key_parts: tl.constexpr = BK // PK
     back: tl.constexpr = key_parts + BV // PV if KEYS else 0
     parts: tl.constexpr = back + (key_parts if QUERIES else 0)
