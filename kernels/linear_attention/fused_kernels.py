@@ -40,22 +40,32 @@ def decay_sums(
 
 
 @triton.jit
-def _load_sums(sums, C: tl.constexpr, BACK: tl.constexpr, DOT: tl.constexpr):
+def _load_total(sums, chunk, C: tl.constexpr, DOT: tl.constexpr):
+    """The sum of a whole chunk, in two numbers; the second one is 0 for products in bfloat16."""
+    sums += tl.cast(chunk, tl.int64) * (2 * C) + C - 1
+    low = 0.0
+    if tl.float32 == DOT:
+        low = tl.load(sums + C)
+    return tl.load(sums), low
+
+
+@triton.jit
+def _load_sums(sums, total, total_low, C: tl.constexpr, BACK: tl.constexpr, DOT: tl.constexpr):
     """From a written token to one that reads it [C, C], from where the walk comes from to a reading token [C], from a
-    written one to where the walk goes [C], of the whole chunk [1, 1]."""
+    written one to where the walk goes [C]."""
     place = tl.arange(0, C)
     row, column = place[:, None], place[None, :]
-    high, total = tl.load(sums + place), tl.load(sums + C - 1 + tl.zeros((1, 1), tl.int32))
-    difference, left = high[:, None] - high[None, :], tl.sum(total, 0) - high
+    high = tl.load(sums + place)
+    difference, left = high[:, None] - high[None, :], total - high
     if tl.float32 == DOT:
-        low, rest = tl.load(sums + C + place), tl.load(sums + 2 * C - 1 + tl.zeros((1, 1), tl.int32))
+        low = tl.load(sums + C + place)
         difference += low[:, None] - low[None, :]
-        left += tl.sum(rest, 0) - low
+        left += total_low - low
     difference = tl.where(row < column, -difference, 0.0) if BACK else tl.where(row > column, difference, 0.0)
     passed, left = tl.exp2(high), tl.exp2(left)
     if BACK:
         passed, left = left, passed
-    return tl.exp2(difference), passed, left, tl.exp2(total)
+    return tl.exp2(difference), passed, left
 
 
 @triton.jit
@@ -92,6 +102,8 @@ def _walk(
     squares = tl.zeros((C, W // 8), tl.float32)
     chunks = tl.cdiv(LENGTH, C)
     row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+    if SCALAR:
+        total, total_low = _load_total(sums, chunks - 1 if BACK else 0, C, DOT)
     for index in tl.range(0, chunks, num_stages=STAGES):
         chunk = chunks - 1 - index if BACK else index
         start = (chunk * C).to(tl.int64)
@@ -100,7 +112,11 @@ def _walk(
         writes = _load_flipped(writer + start * writer_token, writer_token, limit, 0, WIDTH, C, B, EVEN_B).to(DOT)
         carries = load_tile(carried + start * carried_token, carried_token, limit, first, COLUMNS, C, P, EVEN_P)
         if SCALAR:
-            between, passed, left, whole = _load_sums(sums + chunk.to(tl.int64) * (2 * C), C, BACK, DOT)
+            between, passed, left = _load_sums(sums + chunk.to(tl.int64) * (2 * C), total, total_low, C, BACK, DOT)
+            whole = tl.exp2(total)
+            # Ahead, because Triton does not load single numbers ahead.
+            following = tl.maximum(chunk - 1, 0) if BACK else tl.minimum(chunk + 1, chunks - 1)
+            total, total_low = _load_total(sums, following, C, DOT)
         if OUTPUT and W > P:
             seen = load_tile(checked + start * carried_token, carried_token, limit, 0, CHECKED, C, W, EVEN_P)
             squares += _squares_by_eight(seen, C, W)
