@@ -69,7 +69,9 @@ class TestHopper:
         raise AssertionError(f"{operation} {shape}")
 
     # What kernels without documents need, which are then as many side by side where there are some.
-    CAPS: ClassVar = {(16, 32, 0): {"transitions": 112}, (16, 64, 0): {"outputs": 128}}
+    CAPS: ClassVar = {
+        (16, 32, 0): {"transitions": 112}, (16, 32, 1): {"outputs": 112}, (16, 64, 0): {"outputs": 128}
+    }  # fmt: skip
 
     # Width: tokens of a chunk; columns, warps, stages, registers of transitions, states, outputs, adjoint, gradients.
     @pytest.mark.parametrize(
