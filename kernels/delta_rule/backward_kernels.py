@@ -141,7 +141,6 @@ def _gradients(
     key_grad = tl.zeros((C, BK), tl.float32)
     strength_grad = tl.zeros((C,), tl.float32)
     cumulative_grad = tl.zeros((C,), tl.float32)
-    decayed_grad = tl.zeros((C, BK), tl.float32)
     decayed = tl.where(rows < limit - 1, 1.0, 0.0)
     whole_grad = 0.0
     for first in tl.range(0, BV, PART):
@@ -158,13 +157,9 @@ def _gradients(
         u = tile_dot(x, bounded(error * strength[:, None]).to(DOT), FLIP, PRECISION)
         if GATED and not APART:
             # The last token's own part, to the end of the chunk, is not decayed.
-            whole_grad += tl.sum(state.to(tl.float32) * state_grad.to(tl.float32)) * whole
-            if FLIP:
-                whole_grad += tl.sum(u * u_grad * decayed[:, None])
-            else:
-                moved = tl.sum(u * u_grad, 1) * decayed
-                cumulative_grad -= moved
-                whole_grad += tl.sum(moved, 0)
+            moved = tl.sum(u * u_grad, 1) * decayed
+            cumulative_grad -= moved
+            whole_grad += tl.sum(moved, 0) + tl.sum(state.to(tl.float32) * state_grad.to(tl.float32)) * whole
         u_grad += tile_dot(tl.trans(weights), o, FLIP, PRECISION)
         written = tile_dot(tl.trans(x), u_grad.to(DOT), FLIP, PRECISION)
         strength_grad += tl.sum(written * error, 1)
@@ -175,17 +170,12 @@ def _gradients(
         overlap_grad -= tl.dot(written.to(DOT), transposed, input_precision=PRECISION)
         query_grad += tile_dot(o, state, FLIP, PRECISION)
         if GATED:
-            if not APART and not FLIP:
+            if not APART:
                 cumulative_grad -= tl.sum(value_grad * stored, 1)
             value_grad = value_grad * from_start[:, None]
             u = u * to_end[:, None]
-        written_grad = tile_dot(u.to(DOT), state_grad, FLIP, PRECISION)
-        key_grad += written_grad
-        erased_grad = tile_dot(value_grad.to(DOT), state, FLIP, PRECISION)
-        key_grad -= erased_grad
-        if GATED and not APART and FLIP:
-            # Instead of two sums above: here a row's is one across warps.
-            decayed_grad -= key.to(tl.float32) * (written_grad * decayed[:, None] + erased_grad)
+        key_grad += tile_dot(u.to(DOT), state_grad, FLIP, PRECISION)
+        key_grad -= tile_dot(value_grad.to(DOT), state, FLIP, PRECISION)
 
     query_grad = query_grad * scale
     if GATED:
@@ -193,10 +183,7 @@ def _gradients(
         between, from_start, _, _ = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
         query_grad = query_grad * from_start[:, None]
         if not APART:
-            reading = query.to(tl.float32) * query_grad
-            if FLIP:
-                reading += decayed_grad
-            cumulative_grad += tl.sum(reading, 1)
+            cumulative_grad += tl.sum(query.to(tl.float32) * query_grad, 1)
             flow = tl.where(below, weights.to(tl.float32) * attention_grad, 0.0)
             cumulative_grad += tl.sum(flow, 1) - tl.sum(flow, 0)
         attention_grad = attention_grad * between

@@ -41,14 +41,16 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=2048)
     arguments = parser.parse_args()
+    designs = asi_arch.read(arguments.gallery).designs
+    if unknown := sorted(set(arguments.names) - {design.name for design in designs}):
+        parser.error(f"{arguments.gallery} has no program of the name {', '.join(unknown)}")
+    # Before CUDA is used here: the sandbox that compares the two texts has a process of its own.
+    programs = list(pairs(designs, arguments.names))
     device = "cuda" if torch.cuda.is_available() else "cpu"
     print(f"{torch.cuda.get_device_name() if device == 'cuda' else 'CPU'}, torch {torch.__version__}")
     print("| program | operation | difference | as released: first, ms | kernel: first, ms | times faster |")
     print("|---|---|---|---|---|---|")
-    designs = asi_arch.read(arguments.gallery).designs
-    if unknown := sorted(set(arguments.names) - {design.name for design in designs}):
-        parser.error(f"{arguments.gallery} has no program of the name {', '.join(unknown)}")
-    for name, source, rewritten, operation in pairs(designs, arguments.names):
+    for name, source, rewritten, operation in programs:
         print(f"| {name} | {operation} | {compare(source, rewritten, arguments, device)} |", flush=True)
 
 
