@@ -141,6 +141,7 @@ def _gradients(
     key_grad = tl.zeros((C, BK), tl.float32)
     strength_grad = tl.zeros((C,), tl.float32)
     cumulative_grad = tl.zeros((C,), tl.float32)
+    decayed_grad = tl.zeros((C, BK), tl.float32)
     decayed = tl.where(rows < limit - 1, 1.0, 0.0)
     whole_grad = 0.0
     for first in tl.range(0, BV, PART):
@@ -170,12 +171,16 @@ def _gradients(
         overlap_grad -= tl.dot(written.to(DOT), transposed, input_precision=PRECISION)
         query_grad += tile_dot(o, state, FLIP, PRECISION)
         if GATED:
-            if not APART:
+            if not APART and not FLIP:
                 cumulative_grad -= tl.sum(value_grad * stored, 1)
             value_grad = value_grad * from_start[:, None]
             u = u * to_end[:, None]
         key_grad += tile_dot(u.to(DOT), state_grad, FLIP, PRECISION)
-        key_grad -= tile_dot(value_grad.to(DOT), state, FLIP, PRECISION)
+        erased_grad = tile_dot(value_grad.to(DOT), state, FLIP, PRECISION)
+        key_grad -= erased_grad
+        if GATED and not APART and FLIP:
+            # Instead of the sum above: here a row's is one across warps, and is made once for this and q.
+            decayed_grad -= key.to(tl.float32) * erased_grad
 
     query_grad = query_grad * scale
     if GATED:
@@ -183,7 +188,10 @@ def _gradients(
         between, from_start, _, _ = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
         query_grad = query_grad * from_start[:, None]
         if not APART:
-            cumulative_grad += tl.sum(query.to(tl.float32) * query_grad, 1)
+            reading = query.to(tl.float32) * query_grad
+            if FLIP:
+                reading += decayed_grad
+            cumulative_grad += tl.sum(reading, 1)
             flow = tl.where(below, weights.to(tl.float32) * attention_grad, 0.0)
             cumulative_grad += tl.sum(flow, 1) - tl.sum(flow, 0)
         attention_grad = attention_grad * between

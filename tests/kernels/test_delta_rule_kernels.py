@@ -175,6 +175,15 @@ class TestKernels:
         for mine, plain, exact in zip(*found, strict=True):
             assert error(mine, exact) < min(TOLERANCES[torch.float32], 1e-5 + 2 * error(plain, exact))
 
+    @pytest.mark.skipif(not INTERPRETED, reason="test_bfloat16 is that on a GPU")
+    def test_bfloat16_of_decays(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Sums of many numbers that nearly cancel: if they are of rounded ones, the error grows with the width."""
+        from tests.kernels.interpreter_bfloat16 import use_bfloat16
+
+        use_bfloat16(monkeypatch)
+        sizes = {"gated": True, "initial": True, "dtype": torch.bfloat16, "most": 1.0}
+        compare(operands(500, 128, 128, **sizes), exact=chunked.delta_rule, bound=6e-3, normalise=True)
+
     @on_gpu
     @pytest.mark.parametrize("gated", [False, True])
     @pytest.mark.parametrize(
