@@ -16,7 +16,7 @@ from asiarch_hpc.errors import SandboxError
 from asiarch_hpc.gate.sandbox import confine_process
 from tests.gate.conftest import require, sleepers, succeeds, wait_until
 
-Start = Callable[[Callable[[], str]], tuple[int, int]]
+Start = Callable[..., tuple[int, int]]
 
 
 @pytest.fixture
@@ -24,11 +24,12 @@ def start(rung: str, tmp_path: Path) -> Start:
     """Forks a process that confines itself and runs a function; gives its id and where its answer can be read."""
     (tmp_path / "inside").mkdir()
 
-    def call(function: Callable[[], str]) -> tuple[int, int]:
+    def call(function: Callable[[], str], before: Callable[[], None] = lambda: None) -> tuple[int, int]:
         reader, writer = os.pipe()
         process = os.fork()
         if process == 0:
             try:
+                before()
                 confine_process(memory_gb=0.5, writable=[tmp_path / "inside"], rung=rung, processes=4, file_gb=0.01)
                 os.write(writer, function().encode())
             except SandboxError as error:
@@ -95,6 +96,19 @@ def test_the_guard_says_which_limit_was_exceeded(start: Start, limit: str) -> No
 
     answer, _ = finish(*start(work))
     assert answer.startswith(f"guard: {limit}"), answer
+
+
+def test_a_signal_while_the_guard_forks_is_not_lost(start: Start) -> None:
+    """Logging, for one, has a callback then; an exception raised in it goes no further."""
+
+    def work() -> str:
+        time.sleep(600)
+        return "alive"
+
+    def before() -> None:
+        os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGTERM))
+
+    assert finish(*start(work, before)) == ("", 0)
 
 
 def test_a_bystander_is_unharmed_by_the_end(start: Start, bystander: subprocess.Popen[bytes]) -> None:

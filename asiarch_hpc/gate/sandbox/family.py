@@ -67,17 +67,35 @@ class _Ended(BaseException):
     """The caller asked the supervisor to end, or died."""
 
 
+class _Asked:
+    """The answer to SIGTERM: an exception, and remembered, since in a callback, as logging has one around fork, an
+    exception is reported and lost."""
+
+    def __init__(self) -> None:
+        self._before = False
+
+    def __call__(self, number: int, frame: Any) -> NoReturn:
+        self._before = True
+        raise _Ended
+
+    def check(self) -> None:
+        if self._before:
+            raise _Ended
+
+
 def supervise(function: Callable[[], Any], plan: Plan, pipes: Pipes, caller: int) -> NoReturn:
     """The guard's life in an isolated call: start the child, report its end, leave nothing of its family.
 
     It answers SIGTERM, from the caller or from the kernel when the caller dies, by ending the family at once.
     """
+    asked = _Asked()
     try:
-        rung = _prepare(plan, caller)
+        rung = _prepare(plan, caller, asked)
         child = os.fork()
         if child == 0:
             _be_child(function, plan, pipes, rung)
         try:
+            asked.check()
             _tell(pipes.status[1], {"helpers": rung.helpers})
             _tell(pipes.status[1], {"ended": _wait_for(child)})
         finally:
@@ -100,8 +118,8 @@ def guard_myself(plan: Plan, caller: int) -> None:
         SandboxError: in the guard, where the child and its family are gone by then: they exceeded a limit.
         OSError, SandboxError: the rung cannot be set up.
     """
-    census = Census(plan)
-    rung = _prepare(plan, caller)
+    census, asked = Census(plan), _Asked()
+    rung = _prepare(plan, caller, asked)
     guard = os.getpid()
     child = os.fork()
     if child == 0:
@@ -112,6 +130,7 @@ def guard_myself(plan: Plan, caller: int) -> None:
     try:
         census.helpers = rung.helpers
         while (ended := _ended(child)) is None:
+            asked.check()
             if excess := census.excess(guard):
                 raise SandboxError(f"{excess[0]}: {excess[1]}")
             time.sleep(_POLL_S)
@@ -124,12 +143,12 @@ def guard_myself(plan: Plan, caller: int) -> None:
     _end_like(code)
 
 
-def _prepare(plan: Plan, caller: int) -> Rung:
+def _prepare(plan: Plan, caller: int, asked: _Asked) -> Rung:
     """The guard's first part: end with the caller, and make the surroundings."""
     confine.reset_signals()
     with contextlib.suppress(PermissionError):  # it leads a session already
         os.setsid()
-    signal.signal(signal.SIGTERM, _raise_ended)
+    signal.signal(signal.SIGTERM, asked)
     _end_with(caller)
     rung = open_rung(
         plan.rung,
@@ -353,7 +372,3 @@ def _end_with(caller: int) -> None:
     confine.set_parent_death_signal(signal.SIGTERM)
     if os.getppid() != caller:  # it died before the request
         raise _Ended
-
-
-def _raise_ended(number: int, frame: Any) -> NoReturn:
-    raise _Ended
