@@ -67,6 +67,22 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 
+def adjacent(tensor: Tensor) -> Tensor:
+    """As kernels read operands: strides may be any, but for that of the last axis."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def product_type(*operands: Tensor) -> tuple[torch.dtype, str]:
+    """Of the operands of products on a GPU, and Triton's name of their precision: products of bfloat16 tensors are
+    bfloat16's, those of others tf32's, for float32 in three terms."""
+    wide = operands[0].dtype
+    for operand in operands[1:]:
+        wide = torch.promote_types(wide, operand.dtype)
+    if wide == torch.bfloat16:
+        return torch.bfloat16, "tf32"
+    return torch.float32, {torch.float16: "tf32", torch.float32: "tf32x3"}[wide]
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Keeps an enclosing autocast from lowering the products inside an operation."""
     kind = tensor.device.type

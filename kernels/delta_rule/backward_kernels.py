@@ -75,25 +75,17 @@ def adjoint_additions(
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """What a chunk's outputs add to the gradient of the state it starts from: (e^G Q - P W)ᵀ scale dO."""
-    if APART:
-        batch, chunk, _, _ = locate(tl.program_id(0), CHUNKS, HEADS)
-        if one_document(documents, batch, chunk * C, LENGTH, C):
-            _adjoint_additions(
-                q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale, q_batch, q_token, q_head,
-                k_batch, k_token, k_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART,
-                EVEN_K, EVEN_V, False, False, NORMALISE, EPS, DOT, PRECISION,
-            )
-        else:
-            _adjoint_additions(
-                q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale, q_batch, q_token, q_head,
-                k_batch, k_token, k_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART,
-                EVEN_K, EVEN_V, True, True, NORMALISE, EPS, DOT, PRECISION,
-            )
-    else:
+    if not APART or one_document(documents, LENGTH, HEADS, CHUNKS, C):
         _adjoint_additions(
             q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale, q_batch, q_token, q_head, k_batch,
             k_token, k_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
             EVEN_V, GATED, False, NORMALISE, EPS, DOT, PRECISION,
+        )
+    else:
+        _adjoint_additions(
+            q, k, beta, sums, documents, inverse, sound, out_grad, addition, scale, q_batch, q_token, q_head, k_batch,
+            k_token, k_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
+            EVEN_V, True, True, NORMALISE, EPS, DOT, PRECISION,
         )
 
 
@@ -239,28 +231,19 @@ def gradients(
 
     FLIP: tiles of keys and values are computed transposed; wide ones then have enough rows for eight warps.
     """
-    if APART:
-        batch, chunk, _, _ = locate(tl.program_id(0), CHUNKS, HEADS)
-        if one_document(documents, batch, chunk * C, LENGTH, C):
-            _gradients(
-                q, k, v, beta, sums, documents, inverse, before, sound, out_grad, after_grad, q_grad, k_grad, v_grad,
-                beta_grad, log_decay_grad, scale, q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token,
-                v_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V,
-                False, False, NORMALISE, EPS, DOT, PRECISION, FLIP,
-            )
-        else:
-            _gradients(
-                q, k, v, beta, sums, documents, inverse, before, sound, out_grad, after_grad, q_grad, k_grad, v_grad,
-                beta_grad, log_decay_grad, scale, q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token,
-                v_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V,
-                True, True, NORMALISE, EPS, DOT, PRECISION, FLIP,
-            )
-    else:
+    if not APART or one_document(documents, LENGTH, HEADS, CHUNKS, C):
         _gradients(
             q, k, v, beta, sums, documents, inverse, before, sound, out_grad, after_grad, q_grad, k_grad, v_grad,
             beta_grad, log_decay_grad, scale, q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token,
             v_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V, GATED,
             False, NORMALISE, EPS, DOT, PRECISION, FLIP,
+        )
+    else:
+        _gradients(
+            q, k, v, beta, sums, documents, inverse, before, sound, out_grad, after_grad, q_grad, k_grad, v_grad,
+            beta_grad, log_decay_grad, scale, q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token,
+            v_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V, True,
+            True, NORMALISE, EPS, DOT, PRECISION, FLIP,
         )
 
 

@@ -127,26 +127,20 @@ def transitions(
     EPS: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """Of each chunk: (I + A)⁻¹, WᵀK̃ and U₀ᵀK̃ of the transposed state's step, e^{G_C}, G, the number of sound rows."""
-    if APART:
-        batch, chunk, _, row = locate(tl.program_id(0), CHUNKS, HEADS)
-        if one_document(documents, batch, chunk * C, LENGTH, C):
+    if not APART or one_document(documents, LENGTH, HEADS, CHUNKS, C):
+        if APART:
+            _, chunk, _, row = locate(tl.program_id(0), CHUNKS, HEADS)
             tl.store(kept + row * CHUNKS + chunk, 1.0)
-            _transitions(
-                k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound, k_batch, k_token,
-                k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, PART_V, EVEN_K,
-                EVEN_V, False, False, NORMALISE, EPS, DOT, PRECISION,
-            )
-        else:
-            _transitions(
-                k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound, k_batch, k_token,
-                k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, PART_V, EVEN_K,
-                EVEN_V, True, True, NORMALISE, EPS, DOT, PRECISION,
-            )
-    else:
         _transitions(
             k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound, k_batch, k_token,
             k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, PART_V, EVEN_K,
             EVEN_V, GATED, False, NORMALISE, EPS, DOT, PRECISION,
+        )
+    else:
+        _transitions(
+            k, v, beta, log_decay, documents, inverse, transition, addition, kept, sums, sound, k_batch, k_token,
+            k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, PART_V, EVEN_K,
+            EVEN_V, True, True, NORMALISE, EPS, DOT, PRECISION,
         )
 
 
@@ -279,23 +273,15 @@ def outputs(
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """O = scale (e^G Q S + P U) with U = (I + A)⁻¹ β (V - e^G K S)."""
-    if APART:
-        batch, chunk, _, _ = locate(tl.program_id(0), CHUNKS, HEADS)
-        if one_document(documents, batch, chunk * C, LENGTH, C):
-            _outputs(
-                q, k, v, beta, sums, documents, inverse, before, sound, out, scale, q_batch, q_token, q_head, k_batch,
-                k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
-                EVEN_V, False, False, NORMALISE, EPS, DOT, PRECISION,
-            )
-        else:
-            _outputs(
-                q, k, v, beta, sums, documents, inverse, before, sound, out, scale, q_batch, q_token, q_head, k_batch,
-                k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
-                EVEN_V, True, True, NORMALISE, EPS, DOT, PRECISION,
-            )
-    else:
+    if not APART or one_document(documents, LENGTH, HEADS, CHUNKS, C):
         _outputs(
             q, k, v, beta, sums, documents, inverse, before, sound, out, scale, q_batch, q_token, q_head, k_batch,
             k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
             EVEN_V, GATED, False, NORMALISE, EPS, DOT, PRECISION,
+        )
+    else:
+        _outputs(
+            q, k, v, beta, sums, documents, inverse, before, sound, out, scale, q_batch, q_token, q_head, k_batch,
+            k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
+            EVEN_V, True, True, NORMALISE, EPS, DOT, PRECISION,
         )

@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
+# Of products' operands.
+TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 # Arguments whose value must not make another variant of a kernel.
 COUNTS = ("LENGTH", "HEADS", "CHUNKS")
 # Larger entries of a chunk's solution count as overflow; products of two smaller ones and their sums stay finite.
@@ -139,16 +142,19 @@ def load_decays(sums, at, C: tl.constexpr, DOT: tl.constexpr):
 
 
 @triton.jit
-def one_document(documents, batch, start, LENGTH, C: tl.constexpr):
-    """Whether no document begins in a chunk; most are shorter than documents, and such a chunk is computed as if there
-    were none. A document's number does not come back, so equal ends are enough."""
+def one_document(documents, LENGTH, HEADS, CHUNKS, C: tl.constexpr):
+    """Whether no document begins in this program's chunk; most are shorter than documents, and such a chunk is computed
+    as if there were none. A document's number does not come back, so equal ends are enough."""
+    batch, chunk, _, _ = locate(tl.program_id(0), CHUNKS, HEADS)
     documents += batch * LENGTH
-    return tl.load(documents + tl.maximum(start - 1, 0)) == tl.load(documents + tl.minimum(start + C, LENGTH) - 1)
+    before, last = tl.maximum(chunk * C - 1, 0), tl.minimum(chunk * C + C, LENGTH) - 1
+    return tl.load(documents + before) == tl.load(documents + last)
 
 
 @triton.jit
 def load_documents(documents, batch, start, LENGTH, C: tl.constexpr):
-    """What `load_decays` gives where only documents end: ones within one, zeros between two."""
+    """What `load_decays` gives where only documents end, in a chunk where one begins: ones within one, zeros between
+    two."""
     documents += batch * LENGTH + start
     row, last = tl.arange(0, C), tl.minimum(LENGTH - start, C) - 1
     before, end = tl.load(documents - tl.minimum(start, 1)), tl.load(documents + last)
@@ -156,8 +162,7 @@ def load_documents(documents, batch, start, LENGTH, C: tl.constexpr):
     rows = tl.load(documents + tl.minimum(row[:, None], last))
     columns = tl.load(documents + tl.minimum(row[None, :], last))
     between = tl.where((row[:, None] >= row[None, :]) & (rows == columns), 1.0, 0.0)
-    whole = tl.where(before == end, 1.0, 0.0)
-    return between, tl.where(own == before, 1.0, 0.0), tl.where(own == end, 1.0, 0.0), whole
+    return between, tl.where(own == before, 1.0, 0.0), tl.where(own == end, 1.0, 0.0), 0.0
 
 
 @triton.jit

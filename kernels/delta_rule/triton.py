@@ -7,11 +7,12 @@ from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
 from kernels.configurations import choose
 from kernels.delta_rule import backward_kernels, chunked, forward_kernels
+from kernels.delta_rule.tiles import TRITON_TYPES
+from kernels.operands import adjacent, product_type
 from kernels.second_order import second_derivatives
 
 
@@ -52,8 +53,6 @@ class Plan:
     precision: str
 
 
-_PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "tf32x3"}
-_TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 # What `make tune` tries, entry after entry.
 SPACE: dict[str, tuple[Any, ...]] = {
     "chunk": (32, 64),
@@ -70,19 +69,12 @@ def _sizes(chunk: int, long: int, few: int, **kernels: dict[str, Any]) -> Sizes:
 
 
 def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> Plan:
-    """Products of bfloat16 operands are bfloat16's, those of others tf32's, for float32 in three terms."""
-    wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-    dot = torch.bfloat16 if wide == torch.bfloat16 else torch.float32
+    dot, precision = product_type(q, k, v)
     key, value = (max(16, triton.next_power_of_2(x.shape[-1])) for x in (k, v))
     if dot == torch.bfloat16 and max(key, value) > 32:
         key, value = max(key, 64), max(value, 64)  # narrower tiles fault now and then in Triton 3.6's wgmma
     shape = {"bits": 8 * dot.itemsize, "width": int(max(key, value)), "gated": int(log_decay is not None)}
-    return Plan(choose("delta_rule", _sizes, v.device, **shape), key, value, dot, _PRECISIONS[wide])
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Strides may be any, but for that of the last axis."""
-    return x if x.stride(-1) == 1 else x.contiguous()
+    return Plan(choose("delta_rule", _sizes, v.device, **shape), key, value, dot, precision)
 
 
 def _strides(x: Tensor) -> tuple[int, int, int]:
@@ -99,11 +91,11 @@ def _common(
         "PART": min(launch.part, p.value),
         "EVEN_K": q.shape[-1] == p.key,
         "EVEN_V": v.shape[-1] == p.value,
-        "GATED": log_decay is not None or documents is not None,
+        "GATED": log_decay is not None,
         "APART": documents is not None,
         "NORMALISE": normalise,
         "EPS": chunked.EPS,
-        "DOT": _TRITON_TYPES[p.dot],
+        "DOT": TRITON_TYPES[p.dot],
         "PRECISION": p.precision,
         "num_warps": launch.warps,
         "num_stages": launch.stages,
@@ -129,7 +121,7 @@ def _scan(
             transition, addition, kept, boundary, before, after, chunks, segments, span, *shape,
             BK=p.key, BV=p.value, PART=part, GATED=kept is not None,
             BOUNDED=boundary is not None and not linked, LINKED=linked, LOCAL=local, BACKWARD=backward,
-            DOT=_TRITON_TYPES[p.dot], PRECISION=p.precision, STAGES=sizes.stages, num_warps=sizes.warps,
+            DOT=TRITON_TYPES[p.dot], PRECISION=p.precision, STAGES=sizes.stages, num_warps=sizes.warps,
         )  # fmt: skip
 
     shape = after.shape[2:]
@@ -154,7 +146,7 @@ def _forward(
     """Output and final state, and for the backward pass: inverse, transition, kept, sums, before, sound."""
     p, results = plan(q, k, v, log_decay), _empty(q, k, v, log_decay)
     out, after, inverse, transition, kept, sums, before, sound = results
-    q, k, v, beta = _rows(q), _rows(k), _rows(v), beta.contiguous()
+    q, k, v, beta = adjacent(q), adjacent(k), adjacent(v), beta.contiguous()
     log_decay = None if log_decay is None else log_decay.contiguous()
     documents = None if documents is None else documents.contiguous()
     boundary = None if initial_state is None else initial_state.contiguous()
@@ -213,8 +205,8 @@ def _backward(
     """Gradients of q, k, v, beta, log_decay (empty without one) and initial_state."""
     p, results = plan(q, k, v, log_decay), _empty_gradients(q, k, v, beta, log_decay)
     q_grad, k_grad, v_grad, beta_grad, log_decay_grad, state_grad = results
-    q, k, v, beta = _rows(q), _rows(k), _rows(v), beta.contiguous()
-    out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else _rows(out_grad)
+    q, k, v, beta = adjacent(q), adjacent(k), adjacent(v), beta.contiguous()
+    out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else adjacent(out_grad)
     log_decay = None if log_decay is None else log_decay.contiguous()
     documents = None if documents is None else documents.contiguous()
     boundary = None if after_grad is None else after_grad.contiguous()

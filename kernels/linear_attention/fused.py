@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from kernels.linear_attention import fused_kernels
-from kernels.linear_attention.plan import TRITON_TYPES, Plan, device_of, strides
+from kernels.linear_attention.plan import Plan, arguments, device_of, strides
 
 _AT_ONCE = 16  # chunks whose decays one program sums
 _WARP_GROUP = 4  # warps, of which products take their operands from shared memory, transposed or not
-
-
-def _common(p: Plan, chunk: int, q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str, Any]:
-    """Compile-time arguments of the form that walks through sequences."""
-    return {
-        "C": chunk,
-        "BK": p.key,
-        "BV": p.value,
-        "EVEN_K": q.shape[-1] == p.key,
-        "EVEN_V": v.shape[-1] == p.value,
-        "SCALAR": log_decay is not None,
-        "DOT": TRITON_TYPES[p.dot],
-        "PRECISION": p.precision,
-    }
 
 
 def _decay_sums(chunk: int, log_decay: Tensor | None, sound: Tensor, *, stopped: bool) -> Tensor | None:
@@ -49,7 +33,7 @@ def walk(
         sums = _decay_sums(form.chunk, log_decay, sound, stopped=False)
         fused_kernels.fused_outputs[(len(sound) * (p.value // columns),)](
             q, k, v, log_decay, sums, boundary, out, after, sound, scale, *strides(q, k, v), *q.shape[1:], v.shape[-1],
-            **_common(p, form.chunk, q, v, log_decay), PV=columns, BOUNDED=boundary is not None, STAGES=form.stages,
+            **arguments(p, form.chunk, q, v, log_decay), PV=columns, BOUNDED=boundary is not None, STAGES=form.stages,
             num_warps=form.warps,
         )  # fmt: skip
 
@@ -78,7 +62,7 @@ def walk_back(
             fused_kernels.fused_gradients[(rows * programs,)](
                 q, k, v, sums, boundary, after_grad, sound, out_grad, q_grad, k_grad, v_grad, state_grad,
                 states, read, written, inside, across, scale, *strides(q, k, v, out_grad), *q.shape[1:], v.shape[-1],
-                rows, **_common(p, form.gradient_chunk, q, v, log_decay), PK=key, PV=value,
+                rows, **arguments(p, form.gradient_chunk, q, v, log_decay), PK=key, PV=value,
                 BOUNDED=boundary is not None, BOUNDED_AFTER=after_grad is not None,
                 TWICE=form.gradient_warps < _WARP_GROUP, **roles,
                 STAGES=form.gradient_stages, num_warps=form.gradient_warps, maxnreg=form.gradient_registers,

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
-import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 from torch import Tensor
 
 from kernels.configurations import choose
+from kernels.delta_rule.tiles import TRITON_TYPES
+from kernels.operands import product_type
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,6 @@ class Plan:
     precision: str
 
 
-_PRECISIONS = {torch.bfloat16: "tf32", torch.float16: "tf32", torch.float32: "tf32x3"}
-TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 # What `make tune` tries, entry after entry.
 SPACE: dict[str, tuple[Any, ...]] = {
     "chunk": (32, 64),
@@ -88,9 +87,7 @@ def sizes(fused: dict[str, Any], **others: int) -> Sizes:
 
 
 def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None) -> Plan:
-    """Products of bfloat16 operands are bfloat16's, those of others tf32's, for float32 in three terms."""
-    wide = torch.promote_types(torch.promote_types(q.dtype, k.dtype), v.dtype)
-    dot = torch.bfloat16 if wide == torch.bfloat16 else torch.float32
+    dot, precision = product_type(q, k, v)
     by_channel = log_decay is not None and log_decay.ndim == 4
     shape = {"bits": 8 * dot.itemsize, "width": int(max(k.shape[-1], v.shape[-1]))}
     shape |= {"by_channel": int(by_channel), "decayed": int(log_decay is not None)}
@@ -101,7 +98,21 @@ def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tenso
         key, value = (max(form.part, triton.next_power_of_2(x.shape[-1])) for x in (k, v))
     else:
         key, value = (-(-x.shape[-1] // chosen.part) * chosen.part for x in (k, v))
-    return Plan(fused, chosen, key, value, dot, _PRECISIONS[wide])
+    return Plan(fused, chosen, key, value, dot, precision)
+
+
+def arguments(p: Plan, chunk: int, q: Tensor, v: Tensor, log_decay: Tensor | None) -> dict[str, Any]:
+    """Compile-time arguments that kernels of both forms have."""
+    return {
+        "C": chunk,
+        "BK": p.key,
+        "BV": p.value,
+        "EVEN_K": q.shape[-1] == p.key,
+        "EVEN_V": v.shape[-1] == p.value,
+        "SCALAR": log_decay is not None and log_decay.ndim == 3,
+        "DOT": TRITON_TYPES[p.dot],
+        "PRECISION": p.precision,
+    }
 
 
 def strides(*tensors: Tensor) -> tuple[int, ...]:

@@ -8,31 +8,19 @@ import torch
 from torch import Tensor
 
 from kernels.linear_attention import backward_kernels, chunked, forward_kernels, fused
-from kernels.linear_attention.plan import TRITON_TYPES, Plan, device_of, plan, strides
+from kernels.linear_attention.plan import Plan, arguments, device_of, plan, strides
+from kernels.operands import adjacent
 from kernels.second_order import second_derivatives
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Strides may be any, but for that of the last axis."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _common(p: Plan, q: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None) -> dict[str, Any]:
     """Compile-time arguments. TERMS: in how many bfloat16 numbers log-decays are summed; 0: not in bfloat16."""
     terms = 1 if log_decay is not None and log_decay.dtype == torch.bfloat16 else 2
-    return {
-        "C": p.sizes.chunk,
-        "BK": p.key,
-        "BV": p.value,
+    return arguments(p, p.sizes.chunk, q, v, log_decay) | {
         "PK": p.sizes.part,
         "PV": p.sizes.part,
-        "EVEN_K": q.shape[-1] == p.key,
-        "EVEN_V": v.shape[-1] == p.value,
-        "SCALAR": log_decay is not None and log_decay.ndim == 3,
         "DIAGONAL": log_decay is not None and log_decay.ndim == 4,
         "BONUS": bonus is not None,
-        "DOT": TRITON_TYPES[p.dot],
-        "PRECISION": p.precision,
         "TERMS": terms if p.dot == torch.bfloat16 else 0,
         "num_warps": p.sizes.warps,
         "num_stages": 1,
@@ -65,7 +53,7 @@ def _forward(
     """Output and final state, and for the backward pass: before, kept, scores, sound."""
     p, results = plan(q, k, v, log_decay, bonus), _empty(q, k, v, log_decay, bonus)
     out, after, before, kept, scores, sound = results
-    q, k, v, log_decay, bonus = _rows(q), _rows(k), _rows(v), _operand(log_decay), _operand(bonus)
+    q, k, v, log_decay, bonus = adjacent(q), adjacent(k), adjacent(v), _operand(log_decay), _operand(bonus)
     if p.fused:
         fused.walk(p, q, k, v, log_decay, _operand(initial_state), out, after, sound, scale)
         return results
@@ -123,8 +111,8 @@ def _backward(
     """Gradients of q, k, v, log_decay and bonus (empty without them) and initial_state."""
     p, results = plan(q, k, v, log_decay, bonus), _empty_grads(q, k, v, log_decay, bonus)
     q_grad, k_grad, v_grad, decay_grad, bonus_grad, state_grad = results
-    q, k, v, log_decay, bonus = _rows(q), _rows(k), _rows(v), _operand(log_decay), _operand(bonus)
-    out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else _rows(out_grad)
+    q, k, v, log_decay, bonus = adjacent(q), adjacent(k), adjacent(v), _operand(log_decay), _operand(bonus)
+    out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else adjacent(out_grad)
     if p.fused:
         boundaries = _operand(initial_state), _operand(after_grad)
         fused.walk_back(p, q, k, v, log_decay, *boundaries, sound, out_grad, *results[:4], state_grad, scale)

@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.configurations import choose
 from kernels.linear_scan import triton_kernels
 from kernels.linear_scan.operation import KEPT_EVERY
+from kernels.operands import adjacent
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,16 @@ SPACE: dict[str, tuple[Any, ...]] = {
 def forward(x: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
     """h [batch, length, dim], and float32 states for `backward`; log_decay [batch, length, dim] or [dim]."""
     batch, length, dim = x.shape
-    x, g = _with_adjacent_channels(x), _decays(log_decay)
+    x, g = adjacent(x), _decays(log_decay)
     h = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     kept = torch.empty(batch, -(-length // KEPT_EVERY), dim, dtype=torch.float32, device=x.device)
     segments, tokens, channels = _sizes(x)
     grid = (batch * segments * -(-dim // channels),)
     sizes = (length, dim, x.stride(0), x.stride(1), *_strides(g))
-    options = {"segments": segments, "tokens": tokens, "BLOCK": KEPT_EVERY, "BD": channels}
-    options |= {"CONSTANT": g.dim() == 1, "num_warps": 1}
+    options = {
+        "segments": segments, "tokens": tokens, "BLOCK": KEPT_EVERY, "BD": channels, "CONSTANT": g.dim() == 1,
+        "num_warps": 1,
+    }  # fmt: skip
     ends, totals = torch.empty(2, batch, segments, dim, dtype=torch.float32, device=x.device)
     if segments > 1:
         triton_kernels.ends_kernel[grid](x, g, ends, totals, *sizes, REVERSE=False, **options)
@@ -55,23 +58,23 @@ def backward(x: Tensor, log_decay: Tensor, kept: Tensor, dh: Tensor) -> tuple[Te
     """Gradients of x in its type and of log_decay: in its type, for a constant one in float32."""
     batch, length, dim = x.shape
     constant = log_decay.dim() == 1
-    x, g, dh = _with_adjacent_channels(x), _decays(log_decay), dh.contiguous()
+    x, g, dh = adjacent(x), _decays(log_decay), dh.contiguous()
     segments, tokens, channels = _sizes(x)
     grid = (batch * segments * -(-dim // channels),)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     shape, dtype = ((batch, segments, dim), torch.float32) if constant else (x.shape, log_decay.dtype)
     dg = torch.empty(shape, dtype=dtype, device=x.device)
-    options = {"segments": segments, "tokens": tokens, "BLOCK": KEPT_EVERY, "BD": channels}
-    options |= {"CONSTANT": g.dim() == 1, "num_warps": 1}
+    options = {
+        "segments": segments, "tokens": tokens, "BLOCK": KEPT_EVERY, "BD": channels, "CONSTANT": g.dim() == 1,
+        "num_warps": 1,
+    }  # fmt: skip
     ends, totals = torch.empty(2, batch, segments, dim, dtype=torch.float32, device=x.device)
     if segments > 1:
         triton_kernels.ends_kernel[grid](
-            dh, g, ends, totals, length, dim, dh.stride(0), dh.stride(1), *_strides(g), REVERSE=True,
-            **options,
-        )  # fmt: skip
+            dh, g, ends, totals, length, dim, dh.stride(0), dh.stride(1), *_strides(g), REVERSE=True, **options
+        )
     triton_kernels.backward_kernel[grid](
-        x, g, dh, kept, dx, dg, ends, totals, length, dim, x.stride(0), x.stride(1), *_strides(g),
-        **options,
+        x, g, dh, kept, dx, dg, ends, totals, length, dim, x.stride(0), x.stride(1), *_strides(g), **options
     )  # fmt: skip
     return dx, dg.sum((0, 1)) if constant else dg
 
@@ -89,13 +92,9 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 def _decays(log_decay: Tensor) -> Tensor:
     """As the kernels take them: constant ones [dim] as decays, exact to float32's rounding."""
-    return log_decay.double().exp().float() if log_decay.dim() == 1 else _with_adjacent_channels(log_decay)
+    return log_decay.double().exp().float() if log_decay.dim() == 1 else adjacent(log_decay)
 
 
 def _strides(g: Tensor) -> tuple[int, int]:
     """From sequence to sequence and from token to token; a constant one is the same everywhere."""
     return (0, 0) if g.dim() == 1 else (g.stride(0), g.stride(1))
-
-
-def _with_adjacent_channels(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()

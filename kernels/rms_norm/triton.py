@@ -13,6 +13,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 
 from kernels.configurations import choose
+from kernels.operands import adjacent
 
 
 @dataclass(frozen=True)
@@ -99,8 +100,8 @@ def backward_kernel(
 def forward(x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, silu: bool) -> Tensor:
     """[rows, dim]; weight [dim], gate [rows, dim]."""
     rows, dim = x.shape
-    x = _with_adjacent_channels(x)
-    gate = None if gate is None else _with_adjacent_channels(gate)
+    x = adjacent(x)
+    gate = None if gate is None else adjacent(gate)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sizes, each, width = _sizes(x, gate)
     forward_kernel[(-(-rows // each),)](
@@ -115,8 +116,8 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x and gate in their types, of weight in float32; empty for operands that are None."""
     rows, dim = x.shape
-    x = _with_adjacent_channels(x)
-    gate = None if gate is None else _with_adjacent_channels(gate)
+    x = adjacent(x)
+    gate = None if gate is None else adjacent(gate)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dg = x.new_empty(0) if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=x.device)
     sizes, each, width = _sizes(x, gate)
@@ -139,7 +140,3 @@ def _sizes(x: Tensor, gate: Tensor | None) -> tuple[Sizes, int, int]:
     shape = {"bits": 8 * x.itemsize, "width": dim, "gated": int(gate is not None)}
     sizes = choose("rms_norm", Sizes, x.device, **shape)
     return sizes, max(sizes.elements // width, 1), width
-
-
-def _with_adjacent_channels(x: Tensor) -> Tensor:
-    return x if x.stride(1) == 1 else x.contiguous()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.configurations import choose
+from kernels.operands import adjacent
 from kernels.short_convolution import triton_kernels
 
 
@@ -48,7 +49,7 @@ def _walks(forward: dict[str, Any], backward: dict[str, Any]) -> tuple[Walk, Wal
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor | None, silu: bool) -> Tensor:
     """y [batch, length, dim]; arguments as for the operation."""
     batch, length, dim = x.shape
-    x = _with_adjacent_channels(x)
+    x = adjacent(x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     walk, channels, tokens = _sizes(x, weight, 0)
     triton_kernels.forward_kernel[(batch * -(-length // tokens) * -(-dim // channels),)](
@@ -65,7 +66,7 @@ def backward(
     """Gradients of x in its type, of weight [dim, width] and bias [dim] in float32."""
     batch, length, dim = x.shape
     width = weight.shape[1]
-    x = _with_adjacent_channels(x)
+    x = adjacent(x)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     walk, channels, tokens = _sizes(x, weight, 1)
     blocks = batch * -(-length // tokens)
@@ -97,10 +98,6 @@ def _most_registers(x: Tensor, weight: Tensor, documents: Tensor | None, channel
     if documents is None or x.shape[2] % 16 or x.stride(1) % 16:  # what is not aligned takes more either way
         return None
     return least if channels * weight.shape[1] <= 512 else min(2 * least, 255)
-
-
-def _with_adjacent_channels(x: Tensor) -> Tensor:
-    return x if x.stride(2) == 1 else x.contiguous()
 
 
 def _contiguous(documents: Tensor | None) -> Tensor | None:

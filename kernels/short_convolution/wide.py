@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.configurations import choose
+from kernels.operands import adjacent
 from kernels.packing import counted
 from kernels.short_convolution import wide_kernels
 
@@ -47,7 +48,7 @@ def backward(
     batch, length, dim = x.shape
     width, dy = weight.shape[1], dy.contiguous()
     groups, runs = -(-width // 8), None if documents is None else counted(documents)
-    x = x if x.stride(2) == 1 else x.contiguous()
+    x = adjacent(x)
     dz = dy
     if silu:
         dz = torch.empty(x.shape, dtype=torch.float32, device=x.device)
@@ -72,7 +73,7 @@ def _filter(
 ) -> None:  # fmt: skip
     """Writes to y: the output, or with dy its product with the activation's slope."""
     batch, length, dim = x.shape
-    x = x if x.stride(2) == 1 else x.contiguous()
+    x = adjacent(x)
     groups, (sizes, channels) = -(-weight.shape[1] // 8), _sizes(x, weight)
     missing = 8 * groups - weight.shape[1]
     taps = F.pad(weight.float().T, (0, 0, missing, 0)).contiguous()

@@ -13,6 +13,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 
 from kernels.configurations import choose
+from kernels.operands import adjacent
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def backward_kernel(x_ptr, dy_ptr, dx_ptr, rows, dim, stride, ROWS: tl.constexpr
 
 def forward(x: Tensor) -> Tensor:
     """x [rows, 2 dim] -> [rows, dim]."""
-    x = _rows(x)
+    x = adjacent(x)
     y = x.new_empty(x.shape[0], x.shape[1] // 2)
     grid, options = _launch(y)
     forward_kernel[grid](x, y, *y.shape, x.stride(0), **options)
@@ -75,15 +76,11 @@ def forward(x: Tensor) -> Tensor:
 
 def backward(x: Tensor, dy: Tensor) -> Tensor:
     """x [rows, 2 dim], dy [rows, dim] -> gradient of x, contiguous."""
-    x, dy = _rows(x), dy.contiguous()
+    x, dy = adjacent(x), dy.contiguous()
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, options = _launch(dy)
     backward_kernel[grid](x, dy, dx, *dy.shape, x.stride(0), **options)
     return dx
-
-
-def _rows(x: Tensor) -> Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def _launch(y: Tensor) -> tuple[tuple[int, int], dict[str, int]]:

@@ -73,6 +73,17 @@ def requiring_grad(operands: Operands) -> Operands:
     return {name: x.detach().clone().requires_grad_() for name, x in operands.items()}
 
 
+def repeated(function: Callable[..., tuple[Tensor, ...]], operands: Operands, times: int = 20) -> bool:
+    """Whether results and gradients of the same operands have the same bits each time."""
+
+    def once() -> list[Tensor]:
+        results = function(**operands)
+        return [*results, *gradients(results, operands).values()]
+
+    wanted = once()
+    return all(torch.equal(a, b) for _ in range(times) for a, b in zip(once(), wanted, strict=True))
+
+
 def error(found: Tensor, expected: Tensor) -> float:
     """Relative error in the Euclidean norm; absolute for expected norms below 1e-6 of one an element."""
     found, expected = found.detach().double(), expected.detach().double()

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kernels.configurations import find, read_table, trial
 from kernels.delta_rule import chunked, delta_rule, reference
-from tests.kernels.cases import Operands, error, gradients, requiring_grad
+from tests.kernels.cases import Operands, error, gradients, repeated, requiring_grad
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 # Everything in this file but the test that starts the interpreter.
@@ -216,12 +216,7 @@ class TestKernels:
     @on_gpu
     def test_same_operands_same_bits(self) -> None:
         made = requiring_grad(operands(2048, 32, 32, batch=8, heads=8, gated=True, dtype=torch.bfloat16))
-        results = ours(**made)
-        wanted = [*results, *gradients(results, made).values()]
-        for _ in range(20):
-            results = ours(**made)
-            found = [*results, *gradients(results, made).values()]
-            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        assert repeated(ours, made)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="not about the kernels")

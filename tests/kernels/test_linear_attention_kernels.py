@@ -18,7 +18,7 @@ from kernels.configurations import device_class, find, read_table, trial
 from kernels.linear_attention import chunked, operation, reference
 from kernels.operands import plain_forms
 from kernels.packing import forget_before
-from tests.kernels.cases import Operands, error, gradients, requiring_grad
+from tests.kernels.cases import Operands, error, gradients, repeated, requiring_grad
 from tests.kernels.tune import changed
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -141,7 +141,6 @@ class TestKernels:
         transposed = {n: x.transpose(1, 3).contiguous().transpose(1, 3) for n, x in made.items()}
         assert torch.equal(ours(**transposed)[0], ours(**made)[0])
 
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own, in torch 2.11
     def test_compiled_whole(self) -> None:
         made = requiring_grad(operands("diagonal-bonus", 40, 16, 16, heads=1))
         backend = "aot_eager" if INTERPRETED else "inductor"
@@ -205,12 +204,7 @@ class TestKernels:
     @pytest.mark.parametrize("width", [32, 128])
     def test_same_operands_same_bits(self, form: str, width: int) -> None:
         made = requiring_grad(operands(form, 2048, width, width, batch=8, heads=8, dtype=torch.bfloat16))
-        results = ours(**made)
-        wanted = [*results, *gradients(results, made).values()]
-        for _ in range(20):
-            results = ours(**made)
-            found = [*results, *gradients(results, made).values()]
-            assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+        assert repeated(ours, made)
 
 
 @contextmanager
@@ -302,7 +296,6 @@ class TestKernelsThatWalk:
         with walking(made):
             assert torch.equal(ours(**(made | apart))[0], ours(**made)[0])
 
-    @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # inductor's own, in torch 2.11
     @pytest.mark.parametrize("form", ["none", "scalar"])
     def test_compiled_whole(self, form: str) -> None:
         made = requiring_grad(operands(form, 40, 16, 16, heads=1))
@@ -330,12 +323,7 @@ class TestKernelsThatWalk:
     def test_same_operands_same_bits(self, form: str, width: int) -> None:
         made = requiring_grad(operands(form, 2048, width, width, batch=16, heads=8, dtype=torch.bfloat16))
         with walking(made):
-            results = ours(**made)
-            wanted = [*results, *gradients(results, made).values()]
-            for _ in range(20):
-                results = ours(**made)
-                found = [*results, *gradients(results, made).values()]
-                assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+            assert repeated(ours, made)
 
 
 @pytest.mark.gpu
