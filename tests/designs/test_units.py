@@ -194,6 +194,10 @@ def test_lower_precision(name):
         y = module(x)[0]
     y.float().square().mean().backward()
     assert all(leaf.grad.isfinite().all() for leaf in (x, *module.parameters()) if leaf.grad is not None)
+    with torch.autocast("cpu", dtype=torch.bfloat16):  # as on a GPU, where the backbone's stream is bfloat16
+        y = module(x.bfloat16())[0]
+    y.float().square().mean().backward()
+    assert y.isfinite().all()
     half = build(usual(name), dtype=torch.bfloat16)
     y = half(x.bfloat16())[0]
     assert y.dtype == torch.bfloat16

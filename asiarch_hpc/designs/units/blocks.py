@@ -196,4 +196,4 @@ class EmbeddingSkipBlock(Unit):
 
     def forward(self, X: Tensor, **Z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         Y, Z = self.block(X, **Z)
-        return torch.lerp(Y, X, torch.sigmoid(self.share)), Z
+        return torch.lerp(Y, X, torch.sigmoid(self.share).to(Y.dtype)), Z
