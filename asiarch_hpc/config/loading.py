@@ -113,7 +113,7 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
 
 def check(config: Config) -> None:
     """Raises ConfigError for values that no run could honour."""
-    search = config.search
+    search, noise = config.search, config.fitness.noise
     _check_agents(config)
     _check_early_stopping(config)
     problems = [
@@ -126,6 +126,10 @@ def check(config: Config) -> None:
         ),
         (search.policy in ("asi_arch", "random"), f"search.policy={search.policy!r}: asi_arch or random"),
         (config.fitness.judge in ("rule", "llm"), f"fitness.judge={config.fitness.judge!r}: rule or llm"),
+        (
+            all(isinstance(path, str) for path in noise) if isinstance(noise, list) else isinstance(noise, str),
+            f"fitness.noise={noise!r}: a file, or a list of files,",
+        ),
         (
             1e-6 <= config.fitness.noise_level <= 0.5,
             f"fitness.noise_level={config.fitness.noise_level}: a chance from 1e-6 to 0.5, such as 0.05",

@@ -208,7 +208,9 @@ class FitnessConfig:
     judge_growth: float = 5.0  # points lost per unit of time exponent above the limit
     judge_growth_limit: float = 1.3  # growth of time with length that costs nothing (1: linear, 2: quadratic)
     judge_parameters: float = 1.0  # points lost for each doubling of the parameters at equal size
-    noise: str = ""  # noise.json of `asiarch noise`, whose spread over seeds is pooled with the run's baselines'
+    # noise.json of `asiarch noise`, or a list of such files, each for the scale (exploration or a stage) of the same
+    # conditions: its spread over seeds is pooled with that of the scale's baselines.
+    noise: Any = ""
     noise_level: float = 0.05  # chance at which noise alone passes for a difference in one comparison (Student's t)
 
 

@@ -32,7 +32,7 @@ def conclude(layout: RunLayout, state: RunState, config: Config, record: Record)
     for name in config.stages:
         if not _decide(name, state, config, record):
             break
-        _score_stage(name, state, config, record)
+        _score_stage(name, layout, state, config, record)
         _write_stage(name, layout, state)
 
 
@@ -68,8 +68,9 @@ def _decide(name: str, state: RunState, config: Config, record: Record) -> bool:
     return True
 
 
-def _score_stage(name: str, state: RunState, config: Config, record: Record) -> None:
-    if not state.stages[name].stats and (stats := stages.statistics(name, state, config)):
+def _score_stage(name: str, layout: RunLayout, state: RunState, config: Config, record: Record) -> None:
+    known = None if state.stages[name].stats else known_spread(layout, config, name)
+    if not state.stages[name].stats and (stats := stages.statistics(name, state, config, known)):
         record({"event": "baselines", "scale": name, "stats": [to_json(s) for s in stats]})
     for experiment in stages.unscored(name, state, config):
         try:

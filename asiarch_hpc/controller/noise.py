@@ -51,6 +51,14 @@ class NoiseRecord:
     schema_version: int = SCHEMA_VERSION
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GivenNoise:
+    """A run's copy of the records that it was given, by the names of its scales (`noise-given.json`)."""
+
+    records: Mapping[str, NoiseRecord]
+    schema_version: int = SCHEMA_VERSION
+
+
 def noise_config(config: Config, *, design: str, seeds: int, scale: str) -> Config:
     """The configuration of a run that trains one design alone, with other seeds than runs have.
 
@@ -89,38 +97,72 @@ def write_noise(layout: RunLayout, state: RunState, config: Config, *, code: str
 
 
 def take_noise(layout: RunLayout, config: Config) -> None:
-    """Copies the record that `fitness.noise` names into the run, once.
+    """Copies the records that `fitness.noise` names into the run, once, each for the scales of its conditions.
 
     Raises:
-        ConfigError: no such file, other conditions than the run's, or seeds that the run trains itself.
-        RecordError: it is no noise record.
+        ConfigError: no such file, conditions that no scale of the run has, seeds that the run trains itself, or two
+            records for one scale.
+        RecordError: a file is no noise record.
     """
-    if not config.fitness.noise or layout.noise.exists():
+    if not noise_files(config) or layout.given_noise.exists():
         return
-    path = Path(config.fitness.noise)
-    if not path.is_file():
-        raise ConfigError(f"fitness.noise={path}: no such file; expected the noise.json that `asiarch noise` wrote")
-    record = from_json(NoiseRecord, read_json(path), source=str(path))
-    if lines := differences(dict(record.conditions), conditions(config)):
-        raise ConfigError(
-            f"fitness.noise={path}: its spread belongs to other conditions than this run's:\n  "
-            + "\n  ".join(lines)
-            + "\nmeasure the noise at this run's with `asiarch noise`, or leave fitness.noise empty"
-        )
-    trials = {f"{config.scale.name}-s{seed}" for seed in config.baselines.seeds}
-    if shared := trials & {evaluation.trial for evaluation in record.evaluations}:
-        raise ConfigError(
-            f"fitness.noise={path}: {sorted(shared)} would count twice, as the run trains these seeds itself; "
-            "other baselines.seeds were expected"
-        )
-    write_json(layout.noise, to_json(record))
+    given: dict[str, NoiseRecord] = {}
+    paths: dict[str, Path] = {}
+    for path in map(Path, noise_files(config)):
+        if not path.is_file():
+            raise ConfigError(f"fitness.noise={path}: no such file; expected the noise.json that `asiarch noise` wrote")
+        record = from_json(NoiseRecord, read_json(path), source=str(path))
+        for scale in _scales_of(record, path, config):
+            if scale in given:
+                raise ConfigError(
+                    f"fitness.noise: {paths[scale]} and {path} are both of scale {scale}; one for each scale was "
+                    "expected, measure more seeds in one with `asiarch noise --seeds`"
+                )
+            given[scale], paths[scale] = record, path
+    write_json(layout.given_noise, to_json(GivenNoise(records=given)))
 
 
-def known_spread(layout: RunLayout, config: Config) -> SeedSpread | None:
-    """The spread that the run was given, if any."""
-    if not config.fitness.noise:
+def _scales_of(record: NoiseRecord, path: Path, config: Config) -> list[str]:
+    """Names of the run's scales that have the record's conditions; at least one.
+
+    Raises:
+        ConfigError: there is none, or it trains the record's seeds itself.
+    """
+    scales = [at_stage(config, name) for name in (None, *config.stages)]
+    lines = {s.scale.name: differences(dict(record.conditions), conditions(s)) for s in scales}
+    nearest = min(lines, key=lambda name: len(lines[name]))
+    if lines[nearest]:
+        raise ConfigError(
+            f"fitness.noise={path}: its spread belongs to other conditions than those of this run's scales "
+            f"({', '.join(lines)}); from the nearest, {nearest}, it differs in\n  "
+            + "\n  ".join(lines[nearest])
+            + "\nmeasure the noise at a scale of this run with `asiarch noise --scale`, or leave this file out"
+        )
+    found = [s for s in scales if not lines[s.scale.name]]
+    for own in found:
+        # By seed alone: a scale of the same conditions trains the same under any name.
+        endings = tuple(f"-s{seed}" for seed in own.baselines.seeds)
+        if shared := sorted(e.trial for e in record.evaluations if e.trial.endswith(endings)):
+            raise ConfigError(
+                f"fitness.noise={path}: {shared} would count twice, as the run trains these seeds itself at "
+                f"{own.scale.name}; other {'baselines.seeds' if own is config else 'baseline_seeds'} were expected"
+            )
+    return [own.scale.name for own in found]
+
+
+def noise_files(config: Config) -> list[str]:
+    """What `fitness.noise` names: nothing, one file, or several."""
+    named = config.fitness.noise
+    return list(named) if isinstance(named, list) else [named] if named else []
+
+
+def known_spread(layout: RunLayout, config: Config, stage: str | None = None) -> SeedSpread | None:
+    """The spread that the run was given for exploration or a stage, if any."""
+    if not noise_files(config):
         return None
-    return spread_of(from_json(NoiseRecord, read_json(layout.noise), source=str(layout.noise)).stats)
+    given = from_json(GivenNoise, read_json(layout.given_noise), source=str(layout.given_noise))
+    record = given.records.get(stage or config.scale.name)
+    return None if record is None else spread_of(record.stats)
 
 
 def conditions(config: Config) -> dict[str, Any]:

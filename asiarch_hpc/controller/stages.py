@@ -9,7 +9,7 @@ from asiarch_hpc.config import Config, at_stage
 from asiarch_hpc.controller.stage_state import StageState
 from asiarch_hpc.controller.state import ExperimentState, RunState, WorkSpec
 from asiarch_hpc.controller.trials import trials_of
-from asiarch_hpc.records import BaselineStats
+from asiarch_hpc.records import BaselineStats, SeedSpread
 from asiarch_hpc.search.baselines import baseline_stats
 from asiarch_hpc.search.promotion import Contender, Decision, decide
 
@@ -63,10 +63,11 @@ def has_all(name: str, experiment: ExperimentState, state: RunState, config: Con
     )
 
 
-def statistics(name: str, state: RunState, config: Config) -> tuple[BaselineStats, ...]:
+def statistics(name: str, state: RunState, config: Config, known: SeedSpread | None) -> tuple[BaselineStats, ...]:
     """Statistics of a stage's baselines, reference first; empty while a trial is missing.
 
-    A baseline that failed there is left out, unless it is the reference: then there are none.
+    A baseline that failed there is left out, unless it is the reference: then there are none. `known` is a spread over
+    seeds that was measured before at this scale; the reference carries it.
     """
     stage, found = state.stages[name], []
     for experiment in _baselines(name, state, config):
@@ -79,7 +80,7 @@ def statistics(name: str, state: RunState, config: Config) -> tuple[BaselineStat
         report = replace(experiment.gate, parameters=stage.parameters[experiment.id])
         evaluations = list(stage.evaluations[experiment.id].values())
         found.append(baseline_stats(experiment.id, experiment.name, evaluations, report))
-    return tuple(found)
+    return (replace(found[0], known=known), *found[1:])
 
 
 def unscored(name: str, state: RunState, config: Config) -> list[ExperimentState]:

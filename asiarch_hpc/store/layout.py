@@ -152,8 +152,13 @@ class RunLayout:
 
     @property
     def noise(self) -> Path:
-        """The spread over seeds that was measured by this run, or that it was given."""
+        """The spread over seeds that was measured by this run."""
         return self.root / "noise.json"
+
+    @property
+    def given_noise(self) -> Path:
+        """Spreads over seeds that other runs measured and this one was given, by scale."""
+        return self.root / "noise-given.json"
 
     @property
     def journal(self) -> Path:
