@@ -2,15 +2,19 @@
 
     python -m tests.training.bench_training [--tokens FILE.npy] [--only 20m|340m] [--no-fla] [--seconds N]
                                             [--micro-batch ROWS] [--fla-caches DIR]
+    python -m tests.training.bench_training --make FILE.npy --text FILES_OR_FOLDERS [--format jsonl] --tokenizer FOLDER
 
 Each row of the table is a process of its own. `first step` counts from the start of that process until the first
 optimiser step is done; `cold` begins with empty caches of compiled kernels, `warm` with those that the run before left.
 `across` is ours with states that cross documents, as flash-linear-attention's do here.
+`first step` has neither the start of a job nor its sandbox, and rows a pass are given, not measured.
 `rate` is 6 x (parameters without the embedding) x tokens/s beside a measured bf16 matrix product of 8192.
 
 flash-linear-attention comes last, with what is left of `--seconds` in all; what it has done by then counts. Its kernels
 are tuned within its first step, with their candidates compiled side by side on all cores; `--fla-caches` keeps what was
 chosen for another call. `--micro-batch` is for ours; its own rows a pass are 32 (20m) and 16 (340m), as before.
+
+`--make` writes the file of token ids that `--tokens` reads, of text as `data.source` reads it, by GPT-2's tokenizer.
 """
 
 from __future__ import annotations
@@ -59,7 +63,14 @@ def main() -> None:
     parser.add_argument("--fla-caches", type=Path)
     parser.add_argument("--device", default="cuda", help="of ours")
     parser.add_argument("--case", nargs=2)
+    parser.add_argument("--make", type=Path, metavar="FILE.npy")
+    parser.add_argument("--text", nargs="+", default=[], help="files or folders")
+    parser.add_argument("--format", choices=["text", "jsonl", "parquet"], default="jsonl")
+    parser.add_argument("--tokenizer", default="gpt2", help="as data.tokenizer")
     arguments = parser.parse_args()
+    if arguments.make:
+        make_tokens(arguments.make, arguments.text, arguments.format, arguments.tokenizer)
+        return
     if arguments.case:
         for row in measure(*arguments.case, arguments):
             print(json.dumps(row), flush=True)
@@ -231,6 +242,27 @@ def corpus(path: Path | None) -> Any:
     documents = Documents([tokens[begins[0] :]], np.append(begins - begins[0], len(tokens) - begins[0]))
     tokenizer = SimpleNamespace(eos=EOS)
     return Corpus(path=path or Path(), key="bench", vocab=VOCAB, tokenizer=tokenizer, train=documents, source={})  # type: ignore[arg-type]
+
+
+def make_tokens(file: Path, text: list[str], form: str, tokenizer: str) -> None:
+    """Writes the documents of some text as one array of token ids, an end-of-text token before each."""
+    import numpy as np
+
+    from asiarch_hpc.config import TextConfig
+    from asiarch_hpc.training.text_files import documents_of, files_of
+    from asiarch_hpc.training.tokenizer import load, locate
+
+    codec, source = load(locate(tokenizer)), TextConfig(source=form, paths=text)
+    if (codec.vocab, codec.eos) != (VOCAB, EOS):
+        raise SystemExit(f"{tokenizer}: {codec.vocab} tokens, end of text {codec.eos}; GPT-2's was expected")
+    found: list[Any] = []
+    for path, _ in files_of(source):
+        with path.open("rb") as raw:
+            found += [
+                np.array([EOS, *codec.encode(document)], np.uint16) for document in documents_of(raw, path, source)
+            ]
+    np.save(file, np.concatenate(found))
+    print(f"{file}: {len(found):,} documents, {sum(map(len, found)):,} tokens")
 
 
 def matrix_rate() -> float:

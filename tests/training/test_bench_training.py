@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from asiarch_hpc.training import tokenizer
 from tests.training import bench_training
-from tests.training.bench_training import SIZES, in_process, measure
+from tests.training.bench_training import EOS, SIZES, corpus, in_process, make_tokens, measure
 
 
 @pytest.mark.parametrize("kind", ["ours", "across"])
@@ -31,6 +34,37 @@ def test_a_row_of_ours(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert abs(row["loss"] - math.log(50_257)) < 1
     # The head, 16 x 50,304, is most of what is counted.
     assert row["rate"] == pytest.approx(6 * row["tokens_per_second"] * 16 * 50_304 / 1e9, rel=0.02)
+
+
+def gpt2() -> Path:
+    folder = Path(__file__).resolve().parents[3] / "shared" / "data" / "tokenizer" / "gpt2"
+    if not folder.is_dir():
+        pytest.skip("no ../shared/data/tokenizer/gpt2")
+    return folder
+
+
+def test_a_file_of_tokens_is_made_of_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["Hello world", "One document.\n\nStill the same.", "Hello world"]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    words = ["bench", "--make", "made.npy", "--text", "a.jsonl", "--tokenizer", str(gpt2())]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(bench_training.sys, "argv", words)
+    bench_training.main()
+    made = np.load("made.npy")
+    assert made.dtype == np.uint16
+    assert made[:4].tolist() == [EOS, 15496, 995, EOS]
+    train = corpus(Path("made.npy")).train
+    codec = tokenizer.load(gpt2())
+    assert [codec.decode(train[index][1:].tolist()) for index in range(len(train))] == texts
+
+
+def test_tokens_of_another_tokenizer_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "Hello"}')
+    made = tokenizer.train_bpe(["Hello world"], 300)
+    assert isinstance(made, tokenizer.SubwordTokenizer)
+    made._inner.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(SystemExit, match="GPT-2's was expected"):
+        make_tokens(tmp_path / "made.npy", [str(tmp_path / "a.jsonl")], "jsonl", str(tmp_path / "tokenizer.json"))
 
 
 class TestProcess:
