@@ -1,8 +1,9 @@
 """What early stopping would have saved and lost, from full curves: `make bench ARGS="early [RUN …]"`.
 
 The designs of each source arrive in random orders, in batches; a batch is held against all designs before it, as far
-as they came. Intervals resample the designs. How many of the best were lost is known for as many of the best as there
-are, and no better: the last column is the loss that these curves cannot rule out.
+as they came. Time is what the steps of each training took, so that a slow design that is stopped saves more; published
+curves have none, and their steps stand for it. Intervals resample the designs. How many of the best were lost is known
+for as many of the best as there are, and no better: the last column is the loss that these curves cannot rule out.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import math
 import random
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,10 @@ PUBLISHED = Path(__file__).resolve().parents[3] / "shared" / "data" / "published
 BATCH, TOP, DRAWS = 10, 0.1, 400
 ACCEPTED = 0.02  # share of the best that may be lost before early stopping is recommended
 LEAST = 2 * EarlyStoppingConfig().curves  # designs that a source must have to be judged
+COLUMNS = (
+    *("rungs", "keep", "margin", "stopped", "steps saved", "time saved"),
+    *("best lost by loss", "by score", "not ruled out"),
+)
 SETTINGS = [
     EarlyStoppingConfig(rungs=rungs, keep=keep, margin=margin)
     for rungs in ([0.25], [0.5], [0.75], [0.25, 0.5, 0.75])
@@ -40,7 +45,10 @@ SETTINGS = [
 
 @dataclass(frozen=True)
 class Source:
-    """Full curves of one origin: losses at `steps` equal steps, the final loss, and the score where there is one."""
+    """Full curves of one origin: losses at `steps` equal steps, the final loss, and the score where there is one.
+
+    `seconds` are those of each step, where they are known.
+    """
 
     name: str
     steps: int
@@ -48,14 +56,17 @@ class Source:
     final: list[float]
     score: list[float] | None = None
     baselines: list[list[list[float]]] = field(default_factory=list)
+    seconds: list[list[float]] | None = None
 
 
 @dataclass(frozen=True)
 class Judged:
-    """Shares: of the designs that were stopped, of the steps saved, of the best by loss and by score that were lost."""
+    """Shares: of the designs that were stopped, of the steps and of the training time saved (NaN where times are not
+    known), of the best by loss and by score that were lost."""
 
     stopped: float
     saved: float
+    saved_time: float
     lost_loss: float
     lost_score: float
 
@@ -69,8 +80,10 @@ def main(arguments: Sequence[str]) -> None:
     for source in sources:
         print(f"\n{source.name}: {len(source.curves)} full curves, {top_count(len(source.curves))} of them the best")
         correlations(source)
-        print("| rungs | keep | margin | stopped | steps saved | best lost by loss | by score | not ruled out |")
-        print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+        if source.seconds is None:
+            print("  no times are known of these curves: their steps stand for GPU time")
+        print(f"| {' | '.join(COLUMNS)} |")
+        print(f"| {' | '.join('---' for _ in COLUMNS)} |")
         for config in SETTINGS:
             if config.margin and not source.baselines:
                 continue  # no seeds, no noise to have a margin of
@@ -105,6 +118,7 @@ def setting(source: Source, config: EarlyStoppingConfig) -> tuple[str, float, fl
         f"{config.margin:g}" if source.baselines else "none",
         f"{statistics.fmean(one.stopped for one in found):.0%}",
         interval([one.saved for one in found], [one.saved for one in resampled]),
+        interval([one.saved_time for one in found], [one.saved_time for one in resampled]) if source.seconds else "-",
         interval([one.lost_loss for one in found], [one.lost_loss for one in resampled]),
         interval([one.lost_score for one in found], [one.lost_score for one in resampled]) if source.score else "-",
         f"{bound:.0%}",
@@ -143,7 +157,14 @@ def judge(
         return sum(place in stopped for place in best) / len(best)
 
     by_score = lost([-score for score in source.score]) if source.score else math.nan
-    return Judged(len(stopped) / len(order), saved, lost(source.final), by_score)
+    time = saved_time(source.seconds, order, stopped) if source.seconds else math.nan
+    return Judged(len(stopped) / len(order), saved, time, lost(source.final), by_score)
+
+
+def saved_time(seconds: list[list[float]], order: Sequence[int], stopped: Mapping[int, int]) -> float:
+    """The share of all trainings' seconds that the steps take which stopped ones are spared."""
+    spared = math.fsum(math.fsum(seconds[order[place]][step:]) for place, step in stopped.items())
+    return spared / math.fsum(math.fsum(seconds[index]) for index in order)
 
 
 def at_rungs(source: Source, config: EarlyStoppingConfig) -> list[list[float | None]]:
@@ -216,21 +237,23 @@ def of_run(layout: RunLayout) -> Source:
     seeds = [f"{config.scale.name}-s{seed}" for seed in config.baselines.seeds]
     names = {config.baselines.reference: 0}
 
-    def curve(identifier: str, trial: str) -> list[float]:
-        return [float(v) for v in read_curves(layout.experiment(identifier).trial(trial).curves, "loss")["loss"]]
+    def curve(identifier: str, trial: str, column: str = "loss") -> list[float]:
+        return [float(v) for v in read_curves(layout.experiment(identifier).trial(trial).curves, column)[column]]
 
     candidates = [(e.record.id, e.score) for e in scored if e.record.role == "candidate" and e.score is not None]
     baselines = [e.record for e in scored if e.record.role == "baseline"]
+    first = f"{config.scale.name}-s{config.scale.seeds[0]}"
     return Source(
         f"run {layout.name} ({config.scale.name}: width {config.scale.dim}, depth {config.scale.depth})",
         config.scale.steps,
-        [curve(identifier, f"{config.scale.name}-s{config.scale.seeds[0]}") for identifier, _ in candidates],
+        [curve(identifier, first) for identifier, _ in candidates],
         [score.loss for _, score in candidates],
         [score.fitness for _, score in candidates],
         [
             [curve(record.id, seed) for seed in seeds]
             for record in sorted(baselines, key=lambda r: names.get(r.name, 1))
         ],
+        [curve(identifier, first, "step_seconds") for identifier, _ in candidates],
     )
 
 
