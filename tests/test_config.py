@@ -72,6 +72,7 @@ def test_overrides_are_typed() -> None:
         ("scale.micro_batch=-1", r"micro_batch=-1"),
         ("evaluation.devices=-1", r"evaluation\.devices=-1"),
         ("scale.prefetch=0", r"scale\.prefetch=0: a positive number"),
+        ("scale.packing_window=0", r"scale\.packing_window=0: a positive number"),
         ("stages.verify.promote.topp=2", r"did you mean stages\.verify\.promote\.top\?"),
         ("stages.verify.scale.dim=33", r"stages\.verify\.scale\.dim=33: a multiple of scale\.heads"),
         ("stages.verify.scale.steps=0", r"stages\.verify\.scale\.steps=0: a positive number"),

@@ -303,7 +303,18 @@ def _check_sizes(where: str, config: Config) -> None:
     `where` is the key of the stage that the configuration is seen from, with a dot, or empty.
     """
     positive = {
-        "scale": ("dim", "depth", "heads", "length", "batch_size", "steps", "threads", "learning_rate", "prefetch"),
+        "scale": (
+            "dim",
+            "depth",
+            "heads",
+            "length",
+            "batch_size",
+            "steps",
+            "threads",
+            "learning_rate",
+            "prefetch",
+            "packing_window",
+        ),
         "evaluation": (
             "questions",
             "heldout_tokens",

@@ -76,6 +76,7 @@ class ScaleConfig:
     attention: bool = True  # whether cost may grow with the square of the length
     ffn_multiple: float = 8 / 3  # SwiGLU width of layer programs, in units of dim
     tie_embeddings: bool = False
+    packing_window: int = 10_000  # short documents and last pieces among which a row finds those that fill it
     documents_apart: bool = True  # designs that ask are told where a row's documents begin; false: as published
     embedding_std: float = 1.0  # of a new embedding; 0.02, common at large scale, learns slowly in few steps
     memory_share: float = 0.9  # of a GPU's free memory, that a training may take

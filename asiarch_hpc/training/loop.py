@@ -146,7 +146,12 @@ def train(
         run = _Run(
             engine=engine,
             batches=Batches(
-                corpus.train, length=scale.length, batch_size=scale.batch_size, seed=seed, padding=corpus.tokenizer.eos
+                corpus.train,
+                length=scale.length,
+                batch_size=scale.batch_size,
+                seed=seed,
+                separator=corpus.tokenizer.eos,
+                window=scale.packing_window,
             ),
             scale=scale,
             identity=_identity(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed),
@@ -229,17 +234,11 @@ class _Run:
         rank, world = self._world.rank, self._world.size
         if self.engine.device == "cpu":
             return nullcontext(functools.partial(self._batches.batch, rank=rank, world=world))
-        return _prefetching(
-            Prefetcher(
-                self._batches,
-                first=self.progress.step,
-                stop=self._scale.steps,
-                depth=self._scale.prefetch,
-                rank=rank,
-                world=world,
-                pin=True,
-            )
-        )
+        prefetcher = Prefetcher(
+            self._batches, first=self.progress.step, stop=self._scale.steps, depth=self._scale.prefetch, rank=rank,
+            world=world, pin=True,
+        )  # fmt: skip
+        return _prefetching(prefetcher)
 
     def _steps(
         self,

@@ -189,6 +189,7 @@ def fla(size: Size, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     import torch
     from fla.models import DeltaNetConfig, DeltaNetForCausalLM
 
+    from asiarch_hpc.config import ScaleConfig
     from asiarch_hpc.training.data import Batches
     from tests.kernels.side_by_side import compiled_side_by_side
 
@@ -199,7 +200,9 @@ def fla(size: Size, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     )  # fmt: skip
     model = DeltaNetForCausalLM(config).to("cuda").train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, fused=True)
-    batches = Batches(corpus(arguments.tokens).train, length=LENGTH, batch_size=size.rows, seed=0, padding=EOS)
+    window = ScaleConfig().packing_window
+    documents = corpus(arguments.tokens).train
+    batches = Batches(documents, length=LENGTH, batch_size=size.rows, seed=0, separator=EOS, window=window)
     steps = WARM_UP + size.steps
     prepared = [batches.batch(step).inputs.pin_memory() for step in range(steps)]
     seconds, first = [], 0.0
@@ -238,7 +241,8 @@ def corpus(path: Path | None) -> Any:
 
     random = np.random.default_rng(0).integers(0, EOS, 2**22).astype(np.uint16)
     tokens = random if path is None else np.load(path, mmap_mode="r")
-    begins = np.arange(0, len(tokens), 2**14) if path is None else np.flatnonzero(tokens == EOS)
+    random[:: 2**14] = EOS
+    begins = np.flatnonzero(tokens == EOS)
     documents = Documents([tokens[begins[0] :]], np.append(begins - begins[0], len(tokens) - begins[0]))
     tokenizer = SimpleNamespace(eos=EOS)
     return Corpus(path=path or Path(), key="bench", vocab=VOCAB, tokenizer=tokenizer, train=documents, source={})  # type: ignore[arg-type]

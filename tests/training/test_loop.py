@@ -17,6 +17,7 @@ from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.records import Json
 from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.corpus import Corpus
+from asiarch_hpc.training.data import IGNORED, Batches
 from asiarch_hpc.training.loop import TrainOutcome, train
 from asiarch_hpc.training.monitor import TrainingStoppedError
 from asiarch_hpc.training.schedule import learning_rate
@@ -50,14 +51,18 @@ def stop_after(steps: int) -> Callable[[], bool]:
     return lambda: next(asked) >= steps
 
 
-def test_learns_and_reports(run: Run, tmp_path: Path) -> None:
+def test_learns_and_reports(run: Run, corpus: Corpus, scale: ScaleConfig, tmp_path: Path) -> None:
     rows: list[Json] = []
     outcome = run(rows)
     assert outcome.status == "finished"
     assert outcome.final_loss < 0.7 * outcome.first_loss
     assert [r["step"] for r in rows] == list(range(1, 31))
     assert set(rows[0]) == {"step", "loss", "learning_rate", "gradient_norm", "step_seconds", "tokens"}
-    assert outcome.tokens == rows[-1]["tokens"] == 30 * 4 * 32
+    batches = Batches(
+        corpus.train, length=32, batch_size=4, seed=0, separator=corpus.tokenizer.eos, window=scale.packing_window
+    )
+    trained = sum(int((batches.batch(step).targets != IGNORED).sum()) for step in range(30))
+    assert outcome.tokens == rows[-1]["tokens"] == trained < 30 * 4 * 32  # without the padding
     assert outcome.first_loss == rows[0]["loss"]
     assert outcome.final_loss == pytest.approx(sum(r["loss"] for r in rows[-10:]) / 10)
     assert outcome.tokens_per_second > 0
@@ -107,13 +112,21 @@ def test_a_damaged_checkpoint_costs_one_interval(run: Run, tmp_path: Path, caplo
 
 @pytest.mark.parametrize(
     "change",
-    [{"seed": 1}, {"dim": 24}, {"depth": 1}, {"learning_rate": 2e-2}, {"documents_apart": False}, {"text": "#"}],
+    [
+        {"seed": 1},
+        {"dim": 24},
+        {"depth": 1},
+        {"learning_rate": 2e-2},
+        {"documents_apart": False},
+        {"packing_window": 7},
+        {"text": "#"},
+    ],
 )
 def test_a_checkpoint_of_other_settings_is_not_continued(
     run: Run, scale: ScaleConfig, source: str, change: dict[str, object]
 ) -> None:
     run(should_stop=stop_after(10))
-    if set(change) & {"learning_rate", "documents_apart"}:
+    if set(change) & {"learning_rate", "documents_apart", "packing_window"}:
         change = {"scale": replace(scale, **change)}
     if "text" in change:
         change = {"text": source.replace("torch.sigmoid", "torch.tanh")}

@@ -112,7 +112,9 @@ def test_shards_hold_whole_documents(mixture: DataConfig, tmp_path: Path, recall
     assert [many.heldout[i].tolist() for i in range(len(many.heldout))] == [
         one.heldout[i].tolist() for i in range(len(one.heldout))
     ]
-    batches = [Batches(c.train, length=64, batch_size=8, seed=1, padding=0) for c in (many, one)]
+    batches = [
+        Batches(c.train, length=64, batch_size=8, seed=1, separator=c.tokenizer.eos, window=50) for c in (many, one)
+    ]
     for step in (0, 3, 50):
         assert batches[0].batch(step).inputs.equal(batches[1].batch(step).inputs)
 

@@ -13,8 +13,11 @@ from asiarch_hpc.training.prefetch import Prefetcher
 @pytest.fixture
 def make_batches() -> Callable[[], Batches]:
     lengths = np.random.default_rng(0).integers(2, 60, 40)
-    documents = Documents([np.arange(lengths.sum(), dtype=np.uint16)], np.cumsum([0, *lengths], dtype=np.int64))
-    return lambda: Batches(documents, length=8, batch_size=6, seed=3, padding=0)
+    offsets = np.cumsum([0, *lengths], dtype=np.int64)
+    tokens = np.arange(lengths.sum(), dtype=np.uint16)
+    tokens[offsets[:-1]] = 0  # the separator
+    documents = Documents([tokens], offsets)
+    return lambda: Batches(documents, length=8, batch_size=6, seed=3, separator=0, window=20)
 
 
 def same(a: Batch, b: Batch) -> bool:
