@@ -133,7 +133,7 @@ class _Measurement:
             "untrained blocks under the trained head": mixed.loss,  # as if the blocks' weights were never loaded
         }
         _check_trained(after.loss, limits, config.min_margin)
-        model = self._model(trained)
+        model = self._model(trained, begin_with_eos=config.begin_with_eos)
         measured = run_tasks(model, own_tasks(folder, own))
         measured |= run_tasks(model, loaded, limit=config.limit or None)
         return before, after, task_scores({name: measured[name] for name in names}, config)
@@ -141,7 +141,7 @@ class _Measurement:
     def _likelihood(self, served: ServedModel, text: Sequence[str]) -> _Likelihood:
         from asiarch_hpc.evaluation.harness import own_tasks, run_tasks
 
-        model = self._model(served)
+        model = self._model(served, begin_with_eos=True)  # whatever tasks want: held-out text as in training
         (measured,) = run_tasks(model, own_tasks(self._build((), text), [ROLLING]))[ROLLING]
         bits = number(ROLLING, measured.values, "bits_per_byte,none")
         if not (bits > 0):
@@ -151,7 +151,7 @@ class _Measurement:
         nats = bits * math.log(2) * sum(len(document.encode()) for document in text)
         return _Likelihood(nats / model.scored_tokens, bits)
 
-    def _model(self, served: ServedModel) -> HarnessModel:
+    def _model(self, served: ServedModel, *, begin_with_eos: bool) -> HarnessModel:
         from asiarch_hpc.evaluation.model import HarnessModel
 
         return HarnessModel(
@@ -159,7 +159,7 @@ class _Measurement:
             tokenizer=self.tokenizer,
             max_length=self.max_length,
             batch_size=self.config.batch_size,
-            begin_with_eos=self.config.begin_with_eos,
+            begin_with_eos=begin_with_eos,
         )
 
     def _build(self, names: Sequence[str], rolling: Sequence[str]) -> Path:

@@ -29,8 +29,11 @@ class Text:
     new: list[int] = field(default_factory=list)
 
 
-def text_of(ids: list[int], arguments: dict[str, Any], max_length: int) -> Text:
+def text_of(ids: list[int], arguments: dict[str, Any], max_length: int, *, begin: list[int]) -> Text:
     """A text from the arguments of lm-eval's `generate_until`.
+
+    Args:
+        begin: ids to stand before the prompt, whatever of it is left out; one at most.
 
     Raises:
         EvaluationError: it asks for random continuations, or for more tokens than the model reads.
@@ -43,7 +46,8 @@ def text_of(ids: list[int], arguments: dict[str, Any], max_length: int) -> Text:
         raise EvaluationError(
             f"a task asks for {tokens} new tokens, the model reads {max_length}; use a longer scale.length"
         )
-    return Text(ids[-(max_length - tokens) :], tokens, [until] if isinstance(until, str) else list(until))
+    lost = max(0, len(begin) + len(ids) + tokens - max_length)
+    return Text(begin + ids[lost:], tokens, [until] if isinstance(until, str) else list(until))
 
 
 def continue_texts(

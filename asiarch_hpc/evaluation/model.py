@@ -36,16 +36,18 @@ class Tokenizer(Protocol):
 class HarnessModel(TemplateLM):  # type: ignore[misc]
     """Scores text for lm-eval; all arithmetic from the head's logits on happens in this process, in fp32.
 
-    Contexts that do not fit lose their beginning. Rolling likelihood uses lm-eval's own windows of `max_length`, each
-    token scored exactly once. Rows are sorted by length and padded on the right, which a causal model cannot see. No
-    row is computed that another one begins with: the choices of a question that are one token each need one row,
-    longer ones share their common beginning where one begins the other.
+    Contexts that do not fit lose their beginning, but for a first `eos` that this class puts there. Rolling
+    likelihood uses lm-eval's own windows of `max_length`, each token scored exactly once. Rows are sorted by length
+    and padded on the right, which a causal model cannot see. No row is computed that another one begins with: the
+    choices of a question that are one token each need one row, longer ones share their common beginning where one
+    begins the other.
 
     Args:
         max_length: the longest input, in tokens.
         batch_size: rows of `max_length` in one call; shorter rows are packed to the same number of tokens.
-        begin_with_eos: every sequence starts with `tokenizer.eos`, as the documents of the training do; else only
-            one without a context does, as in lm-eval's class for Hugging Face models.
+        begin_with_eos: every sequence starts with `tokenizer.eos`, as the rows of the training do, also one that
+            begins in mid-document because it lost its beginning or is a window of rolling likelihood; else only one
+            without a context does, as in lm-eval's class for Hugging Face models.
 
     Attributes:
         scored_tokens: tokens scored by rolling likelihood so far.
@@ -94,7 +96,8 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         owners: list[int] = []
         for index, ids in enumerate(self._codec.encode_batch([request.args[0] for request in requests])):
             for window in get_rolling_token_windows(ids, self._codec.eos, self._max_length, context_len=1):
-                windows.append(make_disjoint_window(window))
+                context, continuation = make_disjoint_window(window)
+                windows.append((self._begin + context[len(self._begin) :], continuation))
                 owners.append(index)
             self.scored_tokens += len(ids)
         totals = [0.0] * len(requests)
@@ -105,7 +108,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         prompts = self._codec.encode_batch([request.args[0] for request in requests])
         texts = [
-            text_of(self._begin + ids, request.args[1], self._max_length)
+            text_of(ids, request.args[1], self._max_length, begin=self._begin)
             for ids, request in zip(prompts, requests, strict=True)
         ]
         for text in texts:
@@ -157,7 +160,10 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                 f"a continuation has {len(continuation)} tokens, the model reads {self._max_length}; "
                 "use shorter questions or a longer scale.length"
             )
-        return tuple((context + continuation)[-self._max_length - 1 : -1])
+        ids = (context + continuation)[:-1]
+        if (lost := len(ids) - self._max_length) > 0:
+            ids = self._begin + ids[lost + len(self._begin) :]
+        return tuple(ids)
 
     def _calls(
         self,

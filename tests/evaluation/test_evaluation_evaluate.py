@@ -63,12 +63,19 @@ def test_the_loss_is_that_of_the_text(scored: Evaluation, weights: Path) -> None
         for start in range(0, len(ids) - 1, LENGTH):
             end = min(start + LENGTH, len(ids) - 1)
             first = max(0, end - LENGTH) if start else 0
+            inputs = torch.cat([ids[:1], ids[first + 1 : end]])  # in mid-document too the end-of-text token is first
             with torch.no_grad():
-                logits = model(ids[None, first:end])[0, start - first :]
+                logits = model(inputs[None])[0, start - first :]
             nats += float(torch.nn.functional.cross_entropy(logits, ids[start + 1 : end + 1], reduction="sum"))
             tokens += end - start
     assert 6000 <= tokens < 8000
     assert scored.loss == pytest.approx(nats / tokens, rel=1e-5)
+
+
+def test_the_loss_is_the_same_whatever_tasks_begin_with(scored: Evaluation, weights: Path, tmp_path: Path) -> None:
+    assert (
+        run(weights, tmp_path, changes={"begin_with_eos": False, **QUICK, "heldout_tokens": 6000}).loss == scored.loss
+    )
 
 
 def test_evaluating_again_gives_the_same(scored: Evaluation, weights: Path, tmp_path: Path) -> None:

@@ -37,9 +37,12 @@ TOY = loud_toy()
 
 @torch.no_grad()
 def naive(ids: list[int], count: int, limit: int) -> tuple[float, bool]:
-    """Log-likelihood of the last `count` ids, one model call a token, each after at most the whole window's ids."""
+    """Log-likelihood of the last `count` ids, one model call a token, each after at most the whole window's ids.
+
+    A window that lost its beginning has the end-of-text token instead of its first id, as the rows of a training.
+    """
     total, greedy = 0.0, True
-    window = ids[-limit - 1 :]
+    window = ids if len(ids) <= limit + 1 else [EOS, *ids[-limit:]]
     for at in range(len(window) - count, len(window)):
         logits = TOY(torch.tensor([window[:at]]))[0, -1].double()
         total += float(torch.log_softmax(logits, -1)[window[at]])
@@ -94,8 +97,31 @@ def test_rolling_likelihood_scores_each_token_once(documents: list[str], max_len
             # Windows of max_length tokens; the last one is moved back to be full.
             end = min(-(-at // max_length) * max_length, len(ids) - 1)
             start = max(0, end - max_length) if at > max_length else 0
-            expected += naive(ids[start : at + 1], 1, max_length)[0]
+            expected += naive([EOS, *ids[start + 1 : at + 1]], 1, max_length)[0]
         assert value == pytest.approx(expected, rel=1e-5, abs=1e-4)
+
+
+@pytest.mark.parametrize("begin", [True, False])
+@pytest.mark.parametrize("size", [1, 22, 23, 24, 25, 60])
+def test_inputs_in_mid_document_begin_as_the_rows_of_a_training_do(begin: bool, size: int) -> None:
+    inputs: list[list[int]] = []
+
+    def recording(ids: Tensor) -> Tensor:
+        inputs.extend(ids.tolist())
+        return TOY.states(ids)
+
+    model = harness(recording, begin_with_eos=begin)
+    text = "".join(chr(ord("A") + i) for i in range(size))
+    model.loglikelihood_rolling(requests((text,)))
+    assert len(inputs) == -(-size // 24)
+    # without the setting only the beginning of a text has the token, as in lm-eval
+    assert sum(row[0] == EOS for row in inputs) == (len(inputs) if begin else 1)
+    inputs.clear()
+    model.loglikelihood(requests((text, "xyz")))
+    model.generate_until(requests((text, {"max_gen_toks": 1})))
+    assert [row[0] == EOS for row in inputs] == [begin, begin]
+    scored, continued = (text + "xyz").encode()[:-1], text.encode()
+    assert inputs == [[EOS, *scored[-23:]], [EOS, *continued[-22:]]] if begin else [[*scored[-24:]], [*continued[-23:]]]
 
 
 class Spelling(Bytes):
@@ -207,17 +233,17 @@ def test_requests_that_cannot_be_scored_say_why() -> None:
 
 
 @torch.no_grad()
-def greedy(text: str, count: int) -> list[int]:
-    ids = [EOS, *text.encode()]
+def greedy(text: str, count: int, limit: int) -> list[int]:
+    ids = [EOS, *text.encode()[-(limit - count - 1) :]]
     for _ in range(count):
         ids.append(int(TOY(torch.tensor([ids]))[0, -1].argmax()))
     return ids[-count:]
 
 
-@given(texts=st.lists(st.text("abc ", max_size=12), min_size=1, max_size=5), batch_size=st.integers(1, 3))
+@given(texts=st.lists(st.text("abc ", max_size=30), min_size=1, max_size=5), batch_size=st.integers(1, 3))
 @settings(deadline=None, max_examples=15)
 def test_generated_text_is_the_likeliest_up_to_its_end(texts: list[str], batch_size: int) -> None:
-    whole = [greedy(text, 6) for text in texts]
+    whole = [greedy(text, 6, 24) for text in texts]
     until = Bytes().decode(whole[0][3:4])  # ends at least the first text
     until = until if until.isascii() else ""  # part of a character
     arguments = {"until": [until] if until else [], "max_gen_toks": 6, "do_sample": False}
@@ -233,7 +259,7 @@ def test_lm_eval_counts_what_a_direct_computation_counts(tmp_path: Path) -> None
     documents = [text[:700] for text in texts()[:3]]
     folder = build_tasks(texts(), names=names, questions=15, seed=0, folder=tmp_path, rolling=documents)
     tasks = own_tasks(folder, [*names, "heldout_text"])
-    results = {name: found for name, (found,) in run_tasks(harness(max_length=64, batch_size=8), tasks).items()}
+    results = {name: found for name, (found,) in run_tasks(harness(max_length=128, batch_size=8), tasks).items()}
     for name in names:
         right, chance = 0, 0.0
         for line in (folder / f"{name}.jsonl").read_text().splitlines():
@@ -242,12 +268,12 @@ def test_lm_eval_counts_what_a_direct_computation_counts(tmp_path: Path) -> None
                 (choice, row["continuation"]) if "continuation" in row else (row["context"], choice)
                 for choice in row["choices"]
             ]
-            scores = [naive([EOS, *(a + b).encode()], len(b.encode()), 64)[0] for a, b in pairs]
+            scores = [naive([EOS, *(a + b).encode()], len(b.encode()), 128)[0] for a, b in pairs]
             right += max(range(len(scores)), key=scores.__getitem__) == row["answer"]
             chance += 1 / len(scores)
         assert results[name].values["acc,none"] == pytest.approx(right / 15)
         assert results[name].questions == 15
         assert results[name].chance == pytest.approx(chance / 15)
-    nats = -sum(harness(max_length=64).loglikelihood_rolling(requests(*((text,) for text in documents))))
+    nats = -sum(harness(max_length=128).loglikelihood_rolling(requests(*((text,) for text in documents))))
     size = sum(len(text.encode()) for text in documents)
     assert results["heldout_text"].values["bits_per_byte,none"] == pytest.approx(nats / size / math.log(2))
