@@ -192,7 +192,7 @@ def _gradients(
     query_grad += tile_dot(weights, key, FLIP, PRECISION)
     key_grad += tile_dot(tl.trans(weights), query, FLIP, PRECISION)
     if NORMALISE:
-        query_grad = _through_length(query_grad, q, q_token, limit, KEY, C, BK, EVEN_K, EPS)
+        query_grad = through_length(query_grad, q, q_token, limit, KEY, C, BK, EVEN_K, EPS)
     store_tile(q_grad + gates * KEY, query_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
 
     overlap = tl.dot(key, tl.trans(key), input_precision=PRECISION)
@@ -213,7 +213,7 @@ def _gradients(
         overlap_grad += tl.trans(overlap_grad)
     key_grad += tile_dot(overlap_grad.to(DOT), key, FLIP, PRECISION)
     if NORMALISE:
-        key_grad = _through_length(key_grad, k, k_token, limit, KEY, C, BK, EVEN_K, EPS)
+        key_grad = through_length(key_grad, k, k_token, limit, KEY, C, BK, EVEN_K, EPS)
     store_tile(k_grad + gates * KEY, key_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
 
 
@@ -248,7 +248,7 @@ def gradients(
 
 
 @triton.jit
-def _through_length(
+def through_length(
     grad, pointer, stride, limit, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr, EPS: tl.constexpr
 ):
     """The gradient of a tile whose rows were divided by their lengths."""

@@ -34,7 +34,7 @@ from tests.kernels.candidates import Candidates
 
 # The modules that have each operation's SPACE, most of them those that launch its kernels.
 LAUNCHED_BY = {
-    "delta_rule": "kernels.delta_rule.triton",
+    "delta_rule": "kernels.delta_rule.plan",
     "linear_attention": "kernels.linear_attention.plan",
     "linear_cross_entropy": "kernels.linear_cross_entropy.triton",
     "linear_log_likelihood": "kernels.linear_cross_entropy.triton",

@@ -1,0 +1,359 @@
+"""Triton kernels of the delta rule that walk through a sequence with the state in registers (README.md)."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from __future__ import annotations
+
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+from kernels.delta_rule.backward_kernels import through_length
+from kernels.delta_rule.tiles import (
+    COUNTS,
+    LARGEST,
+    at_row,
+    between_tokens,
+    bounded,
+    cumulative,
+    first_row,
+    load_documents,
+    load_kept,
+    load_keys,
+    load_log_decay,
+    load_rows,
+    load_tile,
+    locate,
+    one_document,
+    store_rows,
+    store_sums,
+    store_tile,
+    tile_dot,
+    unit_lower_inverse,
+)
+
+# Factors of a chunk's tokens, one after the other in memory: of what a key reads, of what it writes, of what a query
+# reads.
+FACTORS = tl.constexpr(3)
+
+# fmt: off
+
+@triton.jit
+def _square(x, EPS: tl.constexpr, NORMALISE: tl.constexpr):
+    """Of each row the sum of squares, and what makes its length one."""
+    squares = tl.sum(x * x, 1)
+    length = tl.full(squares.shape, 1.0, tl.float32)
+    if NORMALISE:
+        length = 1.0 / tl.sqrt(squares + EPS)
+    return squares, length
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def systems(
+    q, k, v, beta, log_decay, documents, system, scores, factors, kept, sums, sound, scale,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """Of each chunk all that needs no state: (I + L B)⁻¹, scale P B, the factors of tokens, e^{G_C}, G, sound rows.
+
+    Keys and queries are never made of unit length: their lengths are in what is written here.
+    """
+    batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
+    start = chunk * C
+    length = tl.minimum(LENGTH - start, C)
+    at = row * CHUNKS + chunk
+    q += batch * q_batch + start * q_token + head * q_head
+    k += batch * k_batch + start * k_token + head * k_head
+    v += batch * v_batch + start * v_token + head * v_head
+    gates = (batch * LENGTH + start) * HEADS + head
+    rows = tl.arange(0, C)
+
+    key = load_tile(k, k_token, length, 0, KEY, C, BK, EVEN_K)
+    strength = tl.load(beta + gates + rows * HEADS, mask=rows < length, other=0.0).to(tl.float32)
+    squares, key_length = _square(key.to(tl.float32), EPS, NORMALISE)
+    check = squares + strength * strength
+    if GATED:
+        log_decays = load_log_decay(log_decay + gates, HEADS, length, C)
+        check += log_decays
+    for first in tl.static_range(0, BV, PART):
+        value = load_tile(v, v_token, length, first, VALUE, C, PART, EVEN_V).to(tl.float32)
+        check += tl.sum(value * value, 1)
+    limit = tl.minimum(length, first_row(check * 0.0 != 0.0, C))
+    alive = rows < limit
+    strength = tl.where(alive, strength, 0.0)
+    key = tl.where(alive[:, None], key, 0.0).to(DOT)
+    key_length = tl.where(alive, key_length, 0.0)
+    query = load_tile(q, q_token, limit, 0, KEY, C, BK, EVEN_K)
+    _, query_length = _square(query.to(tl.float32), EPS, NORMALISE)
+
+    turned = tl.trans(key)
+    written = (key_length * strength)[None, :]
+    a = tl.dot(key, turned, input_precision=PRECISION) * (key_length[:, None] * written)
+    s = tl.dot(query.to(DOT), turned, input_precision=PRECISION) * ((query_length * scale)[:, None] * written)
+    reads, writes = key_length, key_length * strength
+    asks = tl.where(alive, query_length * scale, 0.0)
+    if APART:
+        between, from_start, to_end, _ = load_documents(documents, batch, start, LENGTH, C)
+        tl.store(kept + at, tl.where(one_document(documents, LENGTH, HEADS, CHUNKS, C), 1.0, 0.0))
+    elif GATED:
+        high, low = cumulative(tl.where(alive, log_decays, 0.0))
+        between = between_tokens(high[:, None], low[:, None], high[None, :], low[None, :], DOT)
+        whole = at_row(high, C - 1, C)
+        left = whole - high
+        if tl.float32 == DOT:
+            left += at_row(low, C - 1, C) - low
+        from_start, to_end = tl.exp2(high), tl.exp2(left)
+        tl.store(kept + at, tl.exp2(whole))
+    if GATED or APART:
+        a, s = a * between, s * between
+        reads, writes, asks = reads * from_start, writes * to_end, asks * from_start
+    x = unit_lower_inverse(bounded(tl.where(rows[:, None] > rows[None, :], a, 0.0)), C, PRECISION)
+    limit = tl.minimum(limit, first_row(tl.max(tl.abs(x), 1) >= LARGEST, C))
+    alive = rows < limit
+    store_rows(system + at * (C * C), tl.where(alive[:, None], x, 0.0), C, C)
+    store_rows(scores + at * (C * C), tl.where((rows[:, None] >= rows[None, :]) & alive[:, None], s, 0.0), C, C)
+    factors += at * (FACTORS * C) + rows
+    tl.store(factors, tl.where(alive, reads, 0.0))
+    tl.store(factors + C, tl.where(alive, writes, 0.0))
+    tl.store(factors + 2 * C, tl.where(alive, asks, 0.0))
+    tl.store(sound + at, limit)
+    if GATED:
+        store_sums(sums + at * (2 * C), high, low, limit, C, DOT)
+
+
+@triton.jit
+def _load_turned(pointer, stride, limit, first, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
+    """As `load_tile`, but [BLOCK, C]."""
+    row = tl.arange(0, C)[None, :]
+    column = first + tl.arange(0, BLOCK)[:, None]
+    mask = row < limit
+    if not EVEN:
+        mask = mask & (column < width)
+    return tl.load(pointer + row * stride + column, mask=mask, other=0.0)
+
+
+@triton.jit
+def _load_factors(factors, at, C: tl.constexpr):
+    """Of what a token's key reads, of what it writes, of what its query reads; each [1, C]."""
+    factors += at * (FACTORS * C) + tl.arange(0, C)
+    return tl.load(factors)[None, :], tl.load(factors + C)[None, :], tl.load(factors + 2 * C)[None, :]
+
+
+@triton.jit
+def _boundary(boundary, row, first, KEY, VALUE, BK: tl.constexpr, PART: tl.constexpr):
+    """Places in a state [KEY, VALUE] of one transposed, from value column `first` on, and which of them there are."""
+    value, key = first + tl.arange(0, PART)[:, None], tl.arange(0, BK)[None, :]
+    return boundary + (row * KEY + key) * VALUE + value, (key < KEY) & (value < VALUE)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def walk_outputs(
+    q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """R = (I + L B)⁻¹ (V - e^G K S), O = scale (e^G Q S + P B R), S⁺ = e^{G_C} S + K̃ᵀ B R, of PART value columns.
+
+    All of it transposed: what is carried on is then the first factor of the next product, and stays in registers.
+    """
+    parts: tl.constexpr = BV // PART
+    row, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * PART
+    batch, head = row // HEADS, row % HEADS
+    q += batch * q_batch + head * q_head
+    k += batch * k_batch + head * k_head
+    v += batch * v_batch + head * v_head
+    out += (batch * LENGTH * HEADS + head) * VALUE
+    tokens = tl.arange(0, C)
+    state = tl.zeros((PART, BK), tl.float32)
+    if BOUNDED:
+        place, mask = _boundary(boundary, row, first, KEY, VALUE, BK, PART)
+        state += tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    for chunk in tl.range(0, CHUNKS, num_stages=STAGES):
+        at = row * CHUNKS + chunk
+        start = tl.cast(chunk * C, tl.int64)
+        length = tl.minimum(LENGTH - chunk * C, C)
+        key = load_tile(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
+        query = load_tile(q + start * q_token, q_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
+        value = _load_turned(v + start * v_token, v_token, length, first, VALUE, C, PART, EVEN_V)
+        x = load_rows(system + at * (C * C), C, C)
+        weights = load_rows(scores + at * (C * C), C, C)
+        reads, writes, asks = _load_factors(factors, at, C)
+        limit = tl.load(sound + at)
+
+        here = (at * BV + first) * BK
+        held = state.to(DOT)
+        store_rows(before + here, held, PART, BK)
+        error = value.to(tl.float32) - tl.dot(held, tl.trans(key), input_precision=PRECISION) * reads
+        # What overflows or is not finite spoils its own column alone, from its token on.
+        broken = tl.min(tl.where(tl.abs(error) < LARGEST, C, tokens[None, :]), 1)[:, None]
+        result = tl.dot(bounded(error).to(DOT), tl.trans(x), input_precision=PRECISION)
+        factor = result.to(DOT)
+        store_rows(residual + (at * BV + first) * C, factor, PART, C)
+        read = tl.dot(held, tl.trans(query), input_precision=PRECISION) * asks
+        read = tl.dot(factor, tl.trans(weights), read, input_precision=PRECISION)
+        read = tl.where(tokens[None, :] < tl.minimum(limit, broken), read, float("nan"))
+        store_tile(out + start * HEADS * VALUE, tl.trans(read), HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)
+        if KEPT:
+            state = state * tl.load(kept + at)
+        # After a token that is not sound, no state is.
+        state += tl.where(tl.minimum(limit, broken) < length, float("nan"), 0.0)
+        state = tl.dot((result * writes).to(DOT), key, state, input_precision=PRECISION)
+    place, mask = _boundary(after, row, first, KEY, VALUE, BK, PART)
+    tl.store(place, state, mask=mask)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def walk_adjoint(
+    q, k, system, scores, factors, kept, boundary, out_grad, after_grad, v_grad, before_grad,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """dV = (I + L B)⁻ᵀ B (Pᵀ dO + K̃ dS⁺) and dS = e^{G_C} dS⁺ + scale (e^G Q)ᵀ dO - (e^G K)ᵀ dV, from the last chunk
+    on; transposed as in `walk_outputs`. dS⁺ of each chunk goes to `after_grad`."""
+    parts: tl.constexpr = BV // PART
+    row, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * PART
+    batch, head = row // HEADS, row % HEADS
+    q += batch * q_batch + head * q_head
+    k += batch * k_batch + head * k_head
+    out_grad += batch * o_batch + head * o_head
+    v_grad += (batch * LENGTH * HEADS + head) * VALUE
+    tokens = tl.arange(0, C)
+    state = tl.zeros((PART, BK), tl.float32)
+    if BOUNDED:
+        place, mask = _boundary(boundary, row, first, KEY, VALUE, BK, PART)
+        state += tl.load(place, mask=mask, other=0.0).to(tl.float32)
+    for index in tl.range(0, CHUNKS, num_stages=STAGES):
+        chunk = CHUNKS - 1 - index
+        at = row * CHUNKS + chunk
+        start = tl.cast(chunk * C, tl.int64)
+        length = tl.minimum(LENGTH - chunk * C, C)
+        key = load_tile(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
+        query = load_tile(q + start * q_token, q_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
+        asked = _load_turned(out_grad + start * o_token, o_token, length, first, VALUE, C, PART, EVEN_V)
+        x = load_rows(system + at * (C * C), C, C)
+        weights = load_rows(scores + at * (C * C), C, C)
+        reads, writes, asks = _load_factors(factors, at, C)
+
+        held = state.to(DOT)
+        store_rows(after_grad + (at * BV + first) * BK, held, PART, BK)
+        written = tl.dot(held, tl.trans(key), input_precision=PRECISION) * writes
+        written = tl.dot(asked.to(DOT), weights, written, input_precision=PRECISION)
+        value = tl.dot(written.to(DOT), x, input_precision=PRECISION)
+        store_tile(
+            v_grad + start * HEADS * VALUE, tl.trans(value), HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V
+        )
+        if KEPT:
+            state = state * tl.load(kept + at)
+        state = tl.dot((asked.to(tl.float32) * asks).to(DOT), query, state, input_precision=PRECISION)
+        state = tl.dot((value * -reads).to(DOT), key, state, input_precision=PRECISION)
+    place, mask = _boundary(before_grad, row, first, KEY, VALUE, BK, PART)
+    tl.store(place, state, mask=mask)
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def walk_gradients(
+    q, k, beta, sums, documents, sound, before, after_grad, residual, out_grad, v_grad,
+    q_grad, k_grad, beta_grad, log_decay_grad, scale,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head,
+    LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, FLIP: tl.constexpr,
+):
+    """The other gradients of a chunk, from its first state, the gradient of its last one, R and dV."""
+    batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
+    start = chunk * C
+    length = tl.minimum(LENGTH - start, C)
+    at = row * CHUNKS + chunk
+    limit = tl.minimum(length, tl.load(sound + at))
+    q += batch * q_batch + start * q_token + head * q_head
+    k += batch * k_batch + start * k_token + head * k_head
+    out_grad += batch * o_batch + start * o_token + head * o_head
+    gates = (batch * LENGTH + start) * HEADS + head
+    rows = tl.arange(0, C)
+    below, on = rows[:, None] > rows[None, :], rows[:, None] == rows[None, :]
+
+    query = load_keys(q, q_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
+    key = load_keys(k, k_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
+    strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
+    if GATED or APART:
+        between, from_start, to_end, whole = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
+    # Within the chunk first: its matrices are gone when the states' parts come.
+    attention_grad = tl.zeros((C, C), tl.float32)
+    overlap_grad = tl.zeros((C, C), tl.float32)
+    for first in tl.static_range(0, BV, PART):
+        o = load_tile(out_grad, o_token, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
+        value = load_tile(v_grad + gates * VALUE, HEADS * VALUE, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
+        factor = load_rows(residual + (at * BV + first) * C, PART, C)
+        attention_grad += tl.dot(o, factor, input_precision=PRECISION)
+        overlap_grad -= tl.dot(value, factor, input_precision=PRECISION)
+    turned = tl.trans(key)
+    attention = tl.dot(query, turned, input_precision=PRECISION) * scale
+    overlap = tl.dot(key, turned, input_precision=PRECISION)
+    attention_grad = tl.where(below | on, attention_grad, 0.0)
+    overlap_grad = tl.where(below, overlap_grad, 0.0)
+    if GATED or APART:
+        attention_grad, overlap_grad = attention_grad * between, overlap_grad * between
+    flow = attention * attention_grad + overlap * overlap_grad
+    strength_grad = tl.sum(flow, 0)
+    written = strength[None, :]
+    if GATED:
+        flow = tl.where(below, flow * written, 0.0)
+        cumulative_grad = tl.sum(flow, 1) - tl.sum(flow, 0)
+    weights = (attention_grad * (written * scale)).to(DOT)
+    overlap_grad = overlap_grad * written
+    both = (overlap_grad + tl.trans(overlap_grad)).to(DOT)
+
+    query_grad = tile_dot(weights, key, FLIP, PRECISION)
+    for first in tl.static_range(0, BV, PART):
+        o = load_tile(out_grad, o_token, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
+        state = load_rows(before + (at * BV + first) * BK, PART, BK)
+        read = tile_dot(o, state, FLIP, PRECISION) * scale
+        if GATED or APART:
+            read = read * from_start[:, None]
+        if GATED:
+            cumulative_grad += tl.sum(query.to(tl.float32) * read, 1)
+        query_grad += read
+    if NORMALISE:
+        query_grad = through_length(query_grad, q, q_token, limit, KEY, C, BK, EVEN_K, EPS)
+    store_tile(q_grad + gates * KEY, query_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
+
+    key_grad = tile_dot(tl.trans(weights), query, FLIP, PRECISION)
+    key_grad += tile_dot(both, key, FLIP, PRECISION)
+    moved = tl.zeros((C,), tl.float32)
+    whole_grad = 0.0
+    for first in tl.static_range(0, BV, PART):
+        value = load_tile(v_grad + gates * VALUE, HEADS * VALUE, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
+        factor = load_rows(residual + (at * BV + first) * C, PART, C)
+        state = load_rows(before + (at * BV + first) * BK, PART, BK)
+        state_grad = load_rows(after_grad + (at * BV + first) * BK, PART, BK)
+        carried = tile_dot(tl.trans(factor), state_grad, FLIP, PRECISION)
+        if GATED or APART:
+            carried = carried * to_end[:, None]
+        moved += tl.sum(key.to(tl.float32) * carried, 1)
+        key_grad += carried * strength[:, None]
+        erased = tile_dot(value, state, FLIP, PRECISION)
+        if GATED or APART:
+            erased = erased * from_start[:, None]
+        if GATED:
+            cumulative_grad -= tl.sum(key.to(tl.float32) * erased, 1)
+            whole_grad += tl.sum(tl.sum(state.to(tl.float32) * state_grad.to(tl.float32), 1), 0) * whole
+        key_grad -= erased
+    if NORMALISE:
+        key_grad = through_length(key_grad, k, k_token, limit, KEY, C, BK, EVEN_K, EPS)
+    store_tile(k_grad + gates * KEY, key_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
+    strength_grad = (strength_grad + moved).to(beta_grad.dtype.element_ty)
+    tl.store(beta_grad + gates + rows * HEADS, strength_grad, mask=rows < length)
+    if GATED:
+        # The last token's own part, to the end of the chunk, is not decayed.
+        moved = tl.where(rows < limit - 1, moved * strength, 0.0)
+        cumulative_grad -= moved
+        decay_grad = tl.cumsum(cumulative_grad, 0, reverse=True) + whole_grad + tl.sum(moved, 0)
+        tl.store(
+            log_decay_grad + gates + rows * HEADS, decay_grad.to(log_decay_grad.dtype.element_ty), mask=rows < length
+        )
