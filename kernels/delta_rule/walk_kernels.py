@@ -222,7 +222,6 @@ def walk_adjoint(
     k += batch * k_batch + head * k_head
     out_grad += batch * o_batch + head * o_head
     v_grad += (batch * LENGTH * HEADS + head) * VALUE
-    tokens = tl.arange(0, C)
     state = tl.zeros((PART, BK), tl.float32)
     if BOUNDED:
         place, mask = _boundary(boundary, row, first, KEY, VALUE, BK, PART)
