@@ -70,6 +70,8 @@ def test_overrides_are_typed() -> None:
         ("scale.device=tpu", r"auto, cpu or cuda"),
         ("scale.compile=yes", r"auto, on or off"),
         ("scale.micro_batch=-1", r"micro_batch=-1"),
+        ("scale.gradient_limit=-1", r"gradient_limit=-1\.0 of 0 \(none\) or more"),
+        ("stages.verify.scale.loss_rise_limit=-2", r"stages\.verify\.scale: loss_rise_limit=-2"),
         ("evaluation.devices=-1", r"evaluation\.devices=-1"),
         ("scale.prefetch=0", r"scale\.prefetch=0: a positive number"),
         ("scale.packing_window=0", r"scale\.packing_window=0: a positive number"),

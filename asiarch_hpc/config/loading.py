@@ -181,6 +181,11 @@ def _scale_problems(where: str, scale: ScaleConfig) -> list[tuple[bool, str]]:
             f"{where}scale: micro_batch={scale.micro_batch} and warmup_steps={scale.warmup_steps} of 0 or more",
         ),
         (
+            min(scale.loss_rise_limit, scale.gradient_limit) >= 0,
+            f"{where}scale: loss_rise_limit={scale.loss_rise_limit} and gradient_limit={scale.gradient_limit} "
+            "of 0 (none) or more",
+        ),
+        (
             0 < scale.memory_share <= 1,
             f"{where}scale.memory_share={scale.memory_share}: a share above 0, at most 1,",
         ),

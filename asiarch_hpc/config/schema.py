@@ -94,6 +94,8 @@ class ScaleConfig:
     step_multiple_limit: float = 3.0  # likewise beside the reference baseline's on this hardware; 0: no such limit
     leak_stop: float = 0.3  # a training loss this share below the baseline's at the same step stops the trial
     loss_limit: float = 20.0  # nats; a larger loss stops the trial as diverged
+    loss_rise_limit: float = 3.0  # likewise nats above the lowest loss before, medians of twenty steps; 0: none
+    gradient_limit: float = 1e4  # likewise a larger gradient norm (median of five steps, before clipping); 0: none
     keep_weights: bool = False  # else they are deleted once evaluated
 
 

@@ -26,7 +26,7 @@ NO_CONDITIONS = {
     "scale": frozenset({
         "name", "seeds", "micro_batch", "match", "memory_share", "memory_margin", "device", "compile", "engine",
         "zero_stage", "prefetch", "threads", "checkpoint_seconds", "step_seconds_limit", "step_multiple_limit",
-        "leak_stop", "loss_limit", "keep_weights",
+        "leak_stop", "loss_limit", "loss_rise_limit", "gradient_limit", "keep_weights",
     }),
     "evaluation": frozenset({
         "suite", "data", "above_chance_z", "untrained_tokens", "batch_size", "min_margin", "causality_tolerance",

@@ -8,9 +8,9 @@ import json
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -26,59 +26,17 @@ from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine, choose_
 from asiarch_hpc.training.micro_batch import is_out_of_memory
 from asiarch_hpc.training.monitor import Cause, Monitor, Peers, TrainingStoppedError
 from asiarch_hpc.training.prefetch import Prefetcher
+from asiarch_hpc.training.progress import Progress, TrainOutcome
 from asiarch_hpc.training.saving import Saver
 from asiarch_hpc.training.schedule import learning_rate
 from asiarch_hpc.training.world import World, is_lost_peer
 
-_FINAL_WINDOW = 10  # steps whose mean is the final loss: a single batch is too noisy to report
 # What may differ between the parts of an interrupted training.
 _NOT_DEFINING = (
     "device", "threads", "seeds", "checkpoint_seconds", "step_seconds_limit", "step_multiple_limit", "leak_stop",
-    "loss_limit", "keep_weights", "micro_batch", "prefetch", "compile", "match", "memory_share", "memory_margin",
-    "engine", "zero_stage",
+    "loss_limit", "loss_rise_limit", "gradient_limit", "keep_weights", "micro_batch", "prefetch", "compile", "match",
+    "memory_share", "memory_margin", "engine", "zero_stage",
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainOutcome:
-    """How a training ended. Losses in nats per token; `seconds` and `tokens` add up over all its parts.
-
-    `final_loss` is the mean of the last ten steps. `weights_path` and `weights_sha256` are set when finished.
-    `resumed` counts how often the training was continued from a checkpoint. `micro_batch` is the rows of one pass,
-    `compiled` whether the blocks ran compiled, `ranks` the processes, `engine` which one made the last part's steps,
-    `documents_given` whether the design asked which documents tokens are of, and was told.
-    """
-
-    status: Literal["finished", "interrupted"]
-    steps: int
-    tokens: int
-    first_loss: float
-    final_loss: float
-    seconds: float
-    tokens_per_second: float
-    weights_path: Path | None
-    weights_sha256: str
-    parameters: int
-    device: str
-    precision: str
-    resumed: int
-    micro_batch: int
-    compiled: bool
-    ranks: int
-    engine: str
-    documents_given: bool
-
-
-@dataclass
-class _Progress:
-    """What the loop itself must remember across an interruption."""
-
-    step: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    first_loss: float = float("nan")
-    resumed: int = 0
-    last_losses: list[float] = field(default_factory=list)
 
 
 class _Flight(NamedTuple):
@@ -161,6 +119,8 @@ def train(
             monitor=Monitor(
                 loss_limit=scale.loss_limit,
                 step_seconds_limit=scale.step_seconds_limit,
+                loss_rise_limit=scale.loss_rise_limit,
+                gradient_limit=scale.gradient_limit,
                 peers=peers,
                 leak_margin=scale.leak_stop,
                 slow_multiple=scale.step_multiple_limit,
@@ -171,13 +131,12 @@ def train(
         weights_path = checkpoint_path.with_name(checkpoint_path.name + ".weights") if finished else None
         digest = checkpoint.save_weights(model, weights_path) if weights_path and world.rank == 0 else ""
     progress = run.progress
-    last = progress.last_losses
     return TrainOutcome(
         status="finished" if finished else "interrupted",
         steps=progress.step,
         tokens=progress.tokens,
         first_loss=progress.first_loss,
-        final_loss=sum(last) / len(last) if last else float("nan"),
+        final_loss=progress.final_loss,
         seconds=progress.seconds,
         tokens_per_second=progress.tokens / progress.seconds if progress.seconds > 0 else 0.0,
         weights_path=weights_path,
@@ -210,7 +169,7 @@ class _Run:
         monitor: Monitor,
     ) -> None:
         self.engine = engine
-        self.progress = _Progress()
+        self.progress = Progress()
         self._batches = batches
         self._scale = scale
         self._identity = identity
@@ -292,7 +251,7 @@ class _Run:
             loss, gradient_norm = flight.result.loss, flight.result.gradient_norm
         now = self._clock()
         seconds, self._landed_at = now - self._landed_at, now
-        self._count(loss, flight.tokens, seconds)
+        progress.count(loss, flight.tokens, seconds)
         if self._world.rank > 0:
             return
         on_metrics(
@@ -316,16 +275,8 @@ class _Run:
                 raise PeerLostError(f"step {step + 1}: {error}") from error
             raise _stopped(f"step {step + 1}", error) from error
 
-    def _count(self, loss: float, tokens: int, seconds: float) -> None:
-        progress = self.progress
-        if progress.step == 0:
-            progress.first_loss = loss
-        progress.step += 1
-        progress.tokens += tokens
-        progress.seconds += seconds
-        progress.last_losses = [*progress.last_losses, loss][-_FINAL_WINDOW:]
-
     def _save(self, saver: Saver) -> None:
+        self.progress.lowest_loss = self._monitor.lowest_loss
         state = {"identity": self._identity, "progress": asdict(self.progress), "engine": self.engine.state()}
         if self._world.rank > 0:
             return
@@ -344,8 +295,9 @@ class _Run:
         if state is None:
             return
         self.engine.restore(state["engine"])
-        self.progress = _Progress(**state["progress"])
+        self.progress = Progress(**state["progress"])
         self.progress.resumed += 1
+        self._monitor.lowest_loss = self.progress.lowest_loss
 
 
 def _build(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, depth: int, seed: int) -> LanguageModel:

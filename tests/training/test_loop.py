@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import median
 
 import pytest
 import torch
@@ -18,8 +19,9 @@ from asiarch_hpc.records import Json
 from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.corpus import Corpus
 from asiarch_hpc.training.data import IGNORED, Batches
-from asiarch_hpc.training.loop import TrainOutcome, train
+from asiarch_hpc.training.loop import train
 from asiarch_hpc.training.monitor import TrainingStoppedError
+from asiarch_hpc.training.progress import TrainOutcome
 from asiarch_hpc.training.schedule import learning_rate
 
 Run = Callable[..., TrainOutcome]
@@ -216,6 +218,9 @@ def test_limits_stop_with_their_cause(run: Run, scale: ScaleConfig) -> None:
     with pytest.raises(TrainingStoppedError, match="step 1: the loss is 5") as stopped:
         run(scale=replace(scale, loss_limit=2.0))
     assert stopped.value.cause == "diverged"
+    with pytest.raises(TrainingStoppedError, match="step 5: the median gradient norm") as stopped:
+        run(scale=replace(scale, gradient_limit=1e-6))
+    assert stopped.value.cause == "diverged"
     ticks = itertools.count(step=50)
     rows: list[Json] = []
     with pytest.raises(TrainingStoppedError) as stopped:
@@ -224,10 +229,31 @@ def test_limits_stop_with_their_cause(run: Run, scale: ScaleConfig) -> None:
     assert len(rows) == 6
 
 
+def test_a_continued_training_remembers_how_low_its_loss_was(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else one that exploded before it was interrupted would go on."""
+    rows: list[Json] = []
+    run(rows, should_stop=stop_after(25))
+    losses, load, found = [row["loss"] for row in rows], checkpoint.load, []
+
+    def lower(path: Path, *, identity: str) -> checkpoint.State | None:
+        state = load(path, identity=identity)
+        assert state is not None
+        found.append(state["progress"]["lowest_loss"])
+        state["progress"]["lowest_loss"] = -10.0
+        state["progress"]["step"] = 0  # the twenty steps of a window are left
+        return state
+
+    monkeypatch.setattr(checkpoint, "load", lower)
+    with pytest.raises(TrainingStoppedError, match=r"step 20: the median loss .* it was -10\.00 before") as stopped:
+        run()
+    assert stopped.value.cause == "diverged"
+    assert found == [min(median(losses[end - 20 : end]) for end in range(20, 26))]
+
+
 def test_the_auxiliary_loss_is_trained_on_but_not_reported(run: Run, source: str) -> None:
     pushed = source.replace(
         "        return X",
-        "        Z['auxiliary_loss'] = 1e3 * (self.norm.weight - 2).square().sum()\n        return X",
+        "        Z['auxiliary_loss'] = 3e2 * (self.norm.weight - 2).square().sum()\n        return X",
     )
     outcome = run(text=pushed)
     assert outcome.first_loss < 6

@@ -1,8 +1,11 @@
 import math
 import pickle
+import random
+from collections.abc import Callable, Sequence
 
 import pytest
 
+from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.errors import TrainingError
 from asiarch_hpc.training.monitor import Monitor, Peers, TrainingStoppedError
 
@@ -104,3 +107,71 @@ def test_a_loss_that_is_not_below_its_rung_stops_there_and_nowhere_else() -> Non
     assert train([1, 1, 1, 1, 1, 1, 2, 1]) == 8
     assert train([9], first=4) == 0  # continued right before the rung: no whole window
     assert train([9, 9], first=3) == 4
+
+
+def let_go(losses: Sequence[float], norms: Sequence[float] = ()) -> int:
+    """Steps of a training, with the limits that are the default, that pass before it is stopped as diverged."""
+    scale = ScaleConfig()
+    monitor = Monitor(
+        loss_limit=scale.loss_limit,
+        step_seconds_limit=9.0,
+        loss_rise_limit=scale.loss_rise_limit,
+        gradient_limit=scale.gradient_limit,
+    )
+    for step, (loss, norm) in enumerate(zip(losses, norms or [1.0] * len(losses), strict=True), 1):
+        try:
+            monitor.check(step, loss=loss, gradient_norm=norm, seconds=0.1)
+        except TrainingStoppedError as stopped:
+            return step - 1 if stopped.cause == "diverged" else -1
+    return len(losses)
+
+
+def healthy(steps: int, *, noise: float, seed: int = 0) -> list[float]:
+    """From 7 nats down to 3, as the laptop scale's trainings do; single batches there differ by 0.3 (deviation)."""
+    rng = random.Random(seed)
+    return [3.0 + 4.0 * math.exp(-step / 60) + rng.gauss(0.0, noise) for step in range(steps)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_noisy_healthy_training_is_let_go(noise: float, seed: int) -> None:
+    losses = healthy(400, noise=noise, seed=seed)
+    losses[3:18] = [12.0] * 15  # while the learning rate warms up
+    losses[200:209] = [14.0, 13.0, 12.0, 11.0, 9.0, 8.0, 7.0, 6.0, 5.0]  # one spike that passes
+    losses[300] = 19.0
+    norms = [abs(random.Random(seed).gauss(1.0, 0.5))] * 400
+    norms[0] = norms[100] = norms[300] = 1e9
+    norms[200:202] = [1e6, 1e30]
+    assert let_go(losses, norms) == 400
+
+
+@pytest.mark.parametrize(
+    "exploded",
+    [
+        lambda step: 19.9,
+        lambda step: 6.7,
+        lambda step: min(3.5 + 0.1 * step, 12.0),  # slowly
+        lambda step: 15.0 if step % 3 else 3.0,  # back and forth
+    ],
+)
+def test_a_loss_that_stays_far_above_what_it_was_has_exploded(exploded: Callable[[int], float]) -> None:
+    losses = [*healthy(300, noise=0.3), *(exploded(step) for step in range(100))]
+    assert 300 < let_go(losses) < 350
+
+
+def test_a_rise_within_the_limit_is_none() -> None:
+    assert let_go([*healthy(300, noise=0.0), *[5.9] * 100]) == 400
+
+
+@pytest.mark.parametrize("norm", [1e4, 1e30])
+def test_gradients_that_stay_huge_stop_and_those_below_the_limit_do_not(norm: float) -> None:
+    losses = healthy(50, noise=0.3)
+    assert let_go(losses, [norm] * 50) == 4
+    assert let_go(losses, [1.0] * 20 + [norm, 1.0] * 2 + [norm, norm] + [1.0] * 24) == 24
+    assert let_go(losses, [9999.0] * 50) == 50
+
+
+def test_limits_of_zero_are_none() -> None:
+    monitor = Monitor(loss_limit=1e9, step_seconds_limit=9.0, loss_rise_limit=0.0, gradient_limit=0.0)
+    for step in range(100):
+        monitor.check(step, loss=3.0 if step < 50 else 1e6, gradient_norm=1e30, seconds=0.1)
