@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from asiarch_hpc.config import ScaleConfig
-from asiarch_hpc.errors import ConfigError
+from asiarch_hpc.errors import ConfigError, PeerLostError
 from asiarch_hpc.training.backbone import LanguageModel
 from asiarch_hpc.training.checkpoint import State
 from asiarch_hpc.training.data import Batch
-from asiarch_hpc.training.engine import StepResult, choose_device, clip_and_update, make_optimizer
-from asiarch_hpc.training.micro_batch import fitting_rows, is_out_of_memory
+from asiarch_hpc.training.engine import StepResult, choose_device, clip_and_update, log_fewer_rows, make_optimizer
+from asiarch_hpc.training.micro_batch import fewer_rows, fitting_rows, free_memory, is_out_of_memory
 from asiarch_hpc.training.monitor import TrainingStoppedError
 from asiarch_hpc.training.objective import Objective
 from asiarch_hpc.training.world import World, is_lost_peer
@@ -35,6 +35,10 @@ class DeepSpeedEngine:
     """One of several processes that step together; each must call the same methods in the same order.
 
     Parameters that no process used in a step are updated with a gradient of zero; `TorchEngine` leaves them.
+
+    A step that runs out of memory in any process is done again by all with smaller passes, see `TorchEngine`. Passes
+    exchange nothing: gradients are summed over the processes once all of them have said that theirs are whole, so
+    that none waits for one that failed.
 
     Args:
         model: on the CPU in fp32, equal in all processes; moved to this process's device in place.
@@ -87,8 +91,9 @@ class DeepSpeedEngine:
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
         if self._engine is None:
             self._start(batch)
-        torch.manual_seed(_stream(self._seed, self._steps, self._world.rank))
-        nats = self._world.add(self._gradients(batch))
+        while (own := self._gradients(batch)) is None:
+            self._take_fewer_rows(len(batch.inputs))
+        nats = self._world.add(own)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._steps += 1
@@ -97,38 +102,78 @@ class DeepSpeedEngine:
         clip = self._scale.grad_clip
         return clip_and_update(self._optimizer, self._parameters, nats, clip, self._engine.step)
 
-    def _gradients(self, batch: Batch) -> Tensor:
+    def _gradients(self, batch: Batch) -> Tensor | None:
         """Sums up the gradient of the step's loss over micro-batches and processes; this process's part of the loss in
-        nats per token.
+        nats per token. None, and no gradients, where memory ran out in some process.
 
         From stage 1 on DeepSpeed would exchange gradients as they come, and not those of parameters that a process did
         not use. But designs may compute different things for different data, so it waits for all, in a fixed order.
         """
         if self._scale.zero_stage == 0:
-            return self._own_gradients(batch)
+            if (nats := self._whole_gradients(batch)) is not None:
+                self._engine.set_gradient_accumulation_boundary(True)
+                self._engine.allreduce_gradients()
+            return nats
         with self._engine.coalesce_grad_reduction():
             try:
-                nats = self._own_gradients(batch)
+                nats = self._whole_gradients(batch)
             except BaseException:
                 self._model.zero_grad(set_to_none=True)  # leaves nothing to exchange on the way out
                 raise
-            for parameter in self._parameters:
+            for parameter in self._parameters if nats is not None else ():
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
         return nats
+
+    def _whole_gradients(self, batch: Batch) -> Tensor | None:
+        """This process's gradients and part of the loss, once all processes have theirs; None where one ran out of
+        memory."""
+        torch.manual_seed(_stream(self._seed, self._steps, self._world.rank))
+        nats, shortage = None, None
+        try:
+            nats = self._own_gradients(batch)
+        except Exception as error:
+            if is_lost_peer(error) or not is_out_of_memory(error):
+                raise
+            shortage = error
+        return None if self._short(shortage, rows=len(batch.inputs)) else nats
 
     def _own_gradients(self, batch: Batch) -> Tensor:
         total = torch.zeros((), device=self._torch_device)
         rows, size = len(batch.inputs), self.micro_batch
         on_device = self._on_device(batch)
+        self._engine.set_gradient_accumulation_boundary(False)
         for begin in range(0, rows, size):
             part = [tensor[begin : begin + size] for tensor in on_device]
-            self._engine.set_gradient_accumulation_boundary(begin + size >= rows)
             share = len(part[0]) / (rows * self._world.size)
             loss, nats = self._engine(*part, tokens=batch.global_tokens, share=share)
             self._engine.backward(loss, scale_wrt_gas=False)
             total += nats
         return total
+
+    def _short(self, error: Exception | None, *, rows: int) -> bool:
+        """Whether memory ran out in any process; all must ask. No gradients are left then.
+
+        Args:
+            error: by which it ran out in this one.
+            rows: of a whole step on this device.
+
+        Raises:
+            `error`: it did with one row a pass; PeerLostError where it did in another process.
+        """
+        (short,) = self._world.any(error is not None)
+        if short:
+            self._model.zero_grad(set_to_none=True)
+            smaller = fewer_rows(self.micro_batch, rows=rows)
+            if smaller == 0:
+                raise error or PeerLostError("another process of this training ran out of memory with one row a pass")
+            log_fewer_rows(self.micro_batch, smaller, error)
+        return short
+
+    def _take_fewer_rows(self, rows: int) -> None:
+        self.micro_batch = fewer_rows(self.micro_batch, rows=rows)
+        self._objective.forget()
+        free_memory(self._torch_device)
 
     def _on_device(self, batch: Batch) -> tuple[Tensor, ...]:
         """Inputs, targets and documents."""
@@ -194,19 +239,29 @@ class DeepSpeedEngine:
         self._restored = None
 
     def _prove(self, batch: Batch) -> None:
-        failure: Exception | None = None
+        rows = len(batch.inputs)
+        failure = self._failure(batch)
+        while self._short(failure if failure and is_out_of_memory(failure) else None, rows=rows):
+            failure = None  # it holds the memory of its pass
+            self._take_fewer_rows(rows)
+            failure = self._failure(batch)
+        (failed,) = self._world.any(failure is not None)
+        if failed:
+            self._objective.fall_back(failure or RuntimeError("compilation failed in another process"))
+
+    def _failure(self, batch: Batch) -> Exception | None:
+        """What is wrong with a pass as the blocks are."""
         inputs, targets, documents = (tensor[: self.micro_batch] for tensor in self._on_device(batch))
         try:
             loss, _ = self._objective.loss(inputs, targets, tokens=batch.global_tokens, share=1.0, documents=documents)
             loss.backward()  # type: ignore[no-untyped-call]
         except Exception as error:
-            if is_out_of_memory(error) or is_lost_peer(error):
+            if is_lost_peer(error):
                 raise
-            failure = error
-        self._model.zero_grad(set_to_none=True)
-        (failed,) = self._world.any(failure is not None)
-        if failed:
-            self._objective.fall_back(failure or RuntimeError("compilation failed in another process"))
+            return error
+        finally:
+            self._model.zero_grad(set_to_none=True)
+        return None
 
     def _fitting_rows(self) -> int:
         """Rows of a pass that every process can take."""

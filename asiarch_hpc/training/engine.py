@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Protocol
 
@@ -16,8 +17,10 @@ from asiarch_hpc.errors import ConfigError
 from asiarch_hpc.training.backbone import LanguageModel
 from asiarch_hpc.training.checkpoint import State
 from asiarch_hpc.training.data import Batch
-from asiarch_hpc.training.micro_batch import fitting_rows, is_out_of_memory
+from asiarch_hpc.training.micro_batch import fewer_rows, fitting_rows, free_memory, is_out_of_memory
 from asiarch_hpc.training.objective import Objective
+
+_log = logging.getLogger(__name__)
 
 
 class StepResult:
@@ -73,7 +76,7 @@ class Engine(Protocol):
 
     @property
     def micro_batch(self) -> int:
-        """Rows that this device computes at once."""
+        """Rows that this device computes at once; a step that runs out of memory makes it smaller."""
         ...
 
     @property
@@ -101,6 +104,10 @@ class Engine(Protocol):
 
 class TorchEngine:
     """One process, one device.
+
+    A step that runs out of memory is done again with at most half as many rows a pass, as if it had begun so: with the
+    same random numbers, and without the gradients that it left. Buffers that a design changes in its passes have then
+    seen some rows twice.
 
     Args:
         model: on the CPU in fp32; moved to the device in place.
@@ -137,17 +144,34 @@ class TorchEngine:
         return self._objective.gives_documents
 
     def step(self, batch: Batch, learning_rate: float) -> StepResult:
-        try:
-            nats = self._gradients(batch)
-        except Exception as error:
-            if self._proven or is_out_of_memory(error):
-                raise
-            self._objective.fall_back(error)
-            nats = self._gradients(batch)
+        random = self._random_state()
+        while (nats := self._tried(batch)) is None:
+            self._optimizer.zero_grad(set_to_none=True)
+            free_memory(self._torch_device)
+            self._set_random_state(random)
         self._proven = True
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         return clip_and_update(self._optimizer, self._parameters, nats, self._grad_clip, self._optimizer.step)
+
+    def _tried(self, batch: Batch) -> Tensor | None:
+        """The nats of `_gradients`; None where they are to be computed again, in a way that may work."""
+        try:
+            return self._gradients(batch)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                if self._proven:
+                    raise
+                self._objective.fall_back(error)
+                self._proven = True
+                return None
+            if not (smaller := fewer_rows(self.micro_batch, rows=len(batch.inputs))):
+                raise
+            log_fewer_rows(self.micro_batch, smaller, error)
+            self.micro_batch = smaller
+            self._objective.forget()
+            self._proven = not self._objective.compiled
+            return None
 
     def _gradients(self, batch: Batch) -> Tensor:
         """Accumulates the gradient of the step's loss over its micro-batches; returns its nats per token."""
@@ -169,20 +193,34 @@ class TorchEngine:
         return total
 
     def state(self) -> State:
-        cuda = self._torch_device.type == "cuda"
         return {
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(self._torch_device) if cuda else None,
+            **self._random_state(),
         }
 
     def restore(self, state: State) -> None:
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._set_random_state(state)
+
+    def _random_state(self) -> State:
+        cuda = self._torch_device.type == "cuda"
+        return {
+            "rng": torch.get_rng_state(),
+            "cuda_rng": torch.cuda.get_rng_state(self._torch_device) if cuda else None,
+        }
+
+    def _set_random_state(self, state: State) -> None:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self._torch_device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self._torch_device)
+
+
+def log_fewer_rows(size: int, smaller: int, error: BaseException | None) -> None:
+    """Notes that a step is done again with smaller passes; no `error`: another process had it."""
+    what = "memory ran out in another process" if error is None else f"{type(error).__name__}: {str(error)[:300]}"
+    _log.warning("%d rows a pass are too many, the step is done again with %d: %s", size, smaller, what)
 
 
 def make_optimizer(model: LanguageModel, scale: ScaleConfig) -> torch.optim.AdamW:

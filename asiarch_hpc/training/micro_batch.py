@@ -58,8 +58,13 @@ def find_micro_batch(measure: Callable[[int], float], *, rows: int, budget_bytes
     fitting = math.inf if row == 0.0 else room / row
     size = max((size for size in sizes if size <= fitting), default=1)
     while size > 2 and not measure(size) <= budget_bytes:
-        size = max(smaller for smaller in sizes if smaller <= size / 2)
+        size = fewer_rows(size, rows=rows)
     return size
+
+
+def fewer_rows(size: int, *, rows: int) -> int:
+    """The largest divisor of `rows`, those of a whole step, that is at most half of `size`; 0 where one row is left."""
+    return max((smaller for smaller in range(1, min(size, rows) // 2 + 1) if rows % smaller == 0), default=0)
 
 
 def fit_micro_batch(
@@ -98,7 +103,7 @@ def fit_micro_batch(
         for parameter in parameters:
             parameter.grad = torch.zeros_like(parameter)
         measure = _peak_bytes(run_pass, device)
-        _empty(device)
+        free_memory(device)
         free, _ = torch.cuda.mem_get_info(device)
         budget = (free + torch.cuda.memory_reserved(device)) * share - moments - held_bytes
         return find_micro_batch(measure, rows=rows, budget_bytes=budget, margin=margin)
@@ -138,7 +143,7 @@ def _peak_bytes(run_pass: Callable[[int], None], device: torch.device) -> Callab
     """Measures passes: the most bytes that tensors held at once, infinity where memory ran out."""
 
     def measure(rows: int) -> float:
-        _empty(device)
+        free_memory(device)
         torch.cuda.reset_peak_memory_stats(device)
         try:
             run_pass(rows)
@@ -158,10 +163,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error) for word in words)
 
 
-def _empty(device: torch.device) -> None:
+def free_memory(device: torch.device) -> None:
+    """Gives back what a failed pass held; no variable may hold its error."""
     gc.collect()  # a failed pass hangs on its traceback
-    torch.cuda.synchronize(device)
-    torch.cuda.empty_cache()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.empty_cache()
 
 
 @contextmanager
@@ -177,4 +184,4 @@ def _unchanged(model: nn.Module, parameters: list[nn.Parameter], device: torch.d
                     buffer.copy_(value)
             for parameter in parameters:
                 parameter.grad = None
-            _empty(device)
+            free_memory(device)

@@ -81,6 +81,15 @@ class Objective:
         total = nats if auxiliary is None else nats + auxiliary.float() * share
         return total, nats.detach()
 
+    def forget(self) -> None:
+        """Lets the next pass compile anew, for another number of rows.
+
+        What was compiled before would stay in memory, and count towards the number of compilations of one function
+        beyond which torch runs it as it is.
+        """
+        if self.compiled:
+            torch._dynamo.reset()
+
     def fall_back(self, error: BaseException) -> None:
         """Gives up compilation after `error`."""
         _log.warning("the design is not compiled: %s: %s", type(error).__name__, str(error)[:500])

@@ -69,6 +69,8 @@ def part(plain_source: str, corpus: Corpus, tmp_path: Path) -> Part:
                 "steps": outcome.steps,
                 "tokens": outcome.tokens,
                 "ranks": outcome.ranks,
+                "micro_batch": outcome.micro_batch,
+                "compiled": outcome.compiled,
                 "sha": outcome.weights_sha256,
             }
 
@@ -184,6 +186,67 @@ def test_processes_may_use_different_parameters(
         losses.append(run_ranks(2, go, tmp_path)[0]["losses"])
     assert losses[1] == pytest.approx(losses[0], abs=TOLERANCE)
     assert losses[2] == pytest.approx(losses[0], abs=TOLERANCE)
+
+
+def short_of_memory(text: str, *, rank: str, rows: int, backward: bool = False) -> str:
+    """A design that runs out of memory in one process, from its fifth pass on, with more than so many rows."""
+    return text.replace("import torch\n", "import os, torch\n", 1).replace(
+        "        mean =",
+        f"""        def fail(_):
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        self.passes = getattr(self, 'passes', 0) + 1
+        if self.passes >= 5 and os.environ['RANK'] == '{rank}' and len(X) > {rows}:
+            {"X.register_hook(fail)" if backward else "fail(X)"}
+        mean =""",
+        1,
+    )
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize(("rank", "backward"), [("0", False), ("1", True)])
+def test_all_take_fewer_rows_where_one_runs_out_of_memory(
+    part: Part,
+    scale: ScaleConfig,
+    plain_source: str,
+    whole: Json,
+    tmp_path: Path,
+    stage: int,
+    rank: str,
+    backward: bool,
+) -> None:
+    scale = replace(scale, zero_stage=stage)
+    text = short_of_memory(plain_source, rank=rank, rows=1, backward=backward)
+    first, second = run_ranks(2, part(scale, "shared", text=text), tmp_path)
+    assert (first["micro_batch"], second["micro_batch"], first["status"]) == (1, 1, "finished")
+    assert first["losses"] == pytest.approx(whole["losses"], abs=TOLERANCE)
+    assert first["norms"] == pytest.approx(whole["norms"], rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_all_end_where_one_runs_out_of_memory_with_one_row(
+    part: Part, scale: ScaleConfig, plain_source: str, tmp_path: Path, stage: int
+) -> None:
+    text = short_of_memory(plain_source, rank="1", rows=0)
+    first, second = run_ranks(2, part(replace(scale, zero_stage=stage), "shared", text=text), tmp_path)
+    assert "PeerLostError: step 5: another process of this training ran out of memory with one row" in first
+    assert "TrainingStoppedError: step 5: OutOfMemoryError: CUDA out of memory" in second
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:The .grad attribute:UserWarning")
+def test_compiled_blocks_take_fewer_rows_before_the_first_step(
+    part: Part, scale: ScaleConfig, plain_source: str, whole: Json, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", lambda graph, *_, **__: graph.forward)
+    short = plain_source.replace("import torch\n", "import os, torch\n", 1).replace(
+        "self.norm =", "self.rank = os.environ['RANK']\n        self.norm =", 1
+    )
+    # An allocation that fails, where dynamo would not compile a `raise`.
+    short = short.replace(
+        "        mean =", "        torch.empty(2**60 if self.rank == '1' and len(X) > 1 else 1)\n        mean =", 1
+    )
+    answers = run_ranks(2, part(replace(scale, compile="on"), "shared", text=short), tmp_path)
+    assert [(answer["micro_batch"], answer["compiled"]) for answer in answers] == [(1, True)] * 2
+    assert answers[0]["losses"] == pytest.approx(whole["losses"], abs=TOLERANCE)
 
 
 def test_dropout_differs_between_ranks_and_a_resumed_training_draws_the_same(

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,9 @@ from asiarch_hpc.training.engine import TorchEngine, choose_device
 from asiarch_hpc.training.objective import Objective, choose_precision
 
 
-def make_batch(vocab: int = 30, seed: int = 0) -> Batch:
-    ids = torch.randint(0, vocab, (2, 9), generator=torch.Generator().manual_seed(seed))
-    return Batch(ids[:, :-1], ids[:, 1:], 16, torch.zeros(2, 8, dtype=torch.int32), 16)
+def make_batch(vocab: int = 30, seed: int = 0, rows: int = 2) -> Batch:
+    ids = torch.randint(0, vocab, (rows, 9), generator=torch.Generator().manual_seed(seed))
+    return Batch(ids[:, :-1], ids[:, 1:], 8 * rows, torch.zeros(rows, 8, dtype=torch.int32), 8 * rows)
 
 
 def test_the_loss_is_the_mean_over_real_predictions(source: str, scale: ScaleConfig) -> None:
@@ -48,6 +49,110 @@ def test_micro_batches_add_up_to_the_step(source: str, scale: ScaleConfig) -> No
     assert (weights[0] - weights[1]).norm() < 1e-3 * weights[0].norm()
 
 
+def short_of_memory(source: str, condition: str) -> str:
+    """The design, in whose second block memory runs out where a condition on `X` and `self.passes` holds: after the
+    first block drew random numbers."""
+    short = source.replace("self.norm =", "self.passes, self.place = 0, layer_idx\n        self.norm =", 1)
+    begin = f"""self.passes += 1
+        if self.place == 1 and ({condition}):
+            raise torch.OutOfMemoryError('CUDA out of memory')
+        mean ="""
+    return short.replace("mean =", begin, 1)
+
+
+def trained(source: str, scale: ScaleConfig, *, steps: int = 3) -> tuple[list[float], torch.Tensor, TorchEngine]:
+    """Losses, weights, and the engine after steps of four rows."""
+    model = build_model(source, vocab=30, scale=scale, dim=16, depth=2, seed=0)
+    torch.manual_seed(0)
+    engine = TorchEngine(model, scale)
+    losses = [engine.step(make_batch(rows=4, seed=step), 1e-2).loss for step in range(steps)]
+    return losses, torch.cat([p.detach().flatten() for p in model.parameters()]), engine
+
+
+@pytest.mark.parametrize(("fitting", "condition"), [(2, "len(X) > 2"), (1, "len(X) > 1"), (2, "self.passes == 1")])
+def test_a_step_out_of_memory_goes_on_as_if_begun_with_fewer_rows(
+    source: str, scale: ScaleConfig, fitting: int, condition: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    losses, weights, engine = trained(short_of_memory(source, condition), scale)
+    expected_losses, expected, _ = trained(source, replace(scale, micro_batch=fitting))
+    assert losses == expected_losses  # dropout's random numbers included
+    assert torch.equal(weights, expected)
+    assert engine.micro_batch == fitting
+    assert "4 rows a pass are too many, the step is done again with 2: OutOfMemoryError: CUDA out" in caplog.text
+    assert len(caplog.records) == (2 if fitting == 1 else 1)
+
+
+def test_gradients_of_a_step_that_ran_out_of_memory_half_way_do_not_count(source: str, scale: ScaleConfig) -> None:
+    """In the backward pass of its last rows."""
+    source = source.replace("Dropout(0.1)", "Identity()")
+    scale.micro_batch = 2
+    model = build_model(source, vocab=30, scale=scale, dim=16, depth=1, seed=0)
+    calls = []
+
+    def fail(gradient: torch.Tensor) -> torch.Tensor:
+        calls.append(len(calls))
+        if calls[-1] == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return gradient
+
+    model.embedding.weight.register_hook(fail)
+    engine = TorchEngine(model, scale)
+    result = engine.step(make_batch(rows=4), 1e-2)
+    plain = TorchEngine(
+        build_model(source, vocab=30, scale=scale, dim=16, depth=1, seed=0), replace(scale, micro_batch=1)
+    )
+    wanted = plain.step(make_batch(rows=4), 1e-2)
+    assert (result.loss, result.gradient_norm) == (wanted.loss, wanted.gradient_norm)
+    assert (engine.micro_batch, len(calls)) == (1, 2 + 4)
+
+
+def test_out_of_memory_with_one_row_is_the_designs_fault(source: str, scale: ScaleConfig) -> None:
+    model = build_model(short_of_memory(source, "True"), vocab=30, scale=scale, dim=16, depth=2, seed=0)
+    before = [p.detach().clone() for p in model.parameters()]
+    with pytest.raises(torch.OutOfMemoryError):
+        TorchEngine(model, scale).step(make_batch(rows=4), 1e-2)
+    assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
+
+
+@pytest.fixture
+def nothing_compiled() -> Iterator[None]:
+    """torch keeps what it compiled by the code of a block, which tests share."""
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("nothing_compiled")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:The .grad attribute:UserWarning")
+def test_a_compiled_design_is_compiled_anew_for_fewer_rows(
+    source: str, scale: ScaleConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scale.compile = "on"
+    compiled = []
+
+    def compile_fx(graph: torch.fx.GraphModule, inputs: list[torch.Tensor], **_: object) -> object:
+        compiled.append([len(value) for value in inputs if value.ndim == 3])
+        return graph.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
+    model = build_model(source, vocab=30, scale=scale, dim=16, depth=1, seed=0)
+
+    def fail(_: object, arguments: tuple[torch.Tensor]) -> None:
+        if len(arguments[0]) > 2 and compiled:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    engine = TorchEngine(model, scale)
+    engine.step(make_batch(rows=4), 1e-2)
+    model.embedding.register_forward_pre_hook(fail)
+    resets = []
+    monkeypatch.setattr(torch._dynamo, "reset", lambda reset=torch._dynamo.reset: resets.append(reset()))
+    for _ in range(2):
+        engine.step(make_batch(rows=4), 1e-2)
+    assert (engine.micro_batch, engine.compiled, len(resets)) == (2, True, 1)
+    assert compiled == [[4], [2]]
+
+
+@pytest.mark.usefixtures("nothing_compiled")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
 def test_a_design_that_cannot_be_compiled_trains_as_it_is(
     source: str, scale: ScaleConfig, monkeypatch: pytest.MonkeyPatch

@@ -214,6 +214,14 @@ def test_a_failing_design_stops_with_its_cause(
     assert stopped.value.cause == cause
 
 
+def test_a_training_that_ran_out_of_memory_says_how_many_rows_fitted(run: Run, source: str, scale: ScaleConfig) -> None:
+    short = source.replace("mean = ", "torch.empty(2**60 if len(X) > 1 else 1) ; mean = ")
+    outcome = run(text=short)
+    assert (outcome.status, outcome.micro_batch) == ("finished", 1)
+    smaller = run(scale=replace(scale, micro_batch=1), checkpoint_path=outcome.weights_path.with_name("other"))
+    assert outcome.weights_sha256 == smaller.weights_sha256
+
+
 def test_limits_stop_with_their_cause(run: Run, scale: ScaleConfig) -> None:
     with pytest.raises(TrainingStoppedError, match="step 1: the loss is 5") as stopped:
         run(scale=replace(scale, loss_limit=2.0))
