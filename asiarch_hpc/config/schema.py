@@ -89,7 +89,7 @@ class ScaleConfig:
     prefetch: int = 2  # steps whose data are prepared while a GPU trains
     threads: int = 1  # CPU threads of a trial; 1 keeps results identical on every machine load
     seeds: list[int] = field(default_factory=lambda: [0])
-    checkpoint_seconds: float = 60.0  # between two checkpoints
+    checkpoint_seconds: float = 60.0  # of work that a process which dies may cost; 0: checkpoints after each step
     step_seconds_limit: float = 30.0  # a slower step (median of five, after the first) stops the trial
     step_multiple_limit: float = 3.0  # likewise beside the reference baseline's on this hardware; 0: no such limit
     leak_stop: float = 0.3  # a training loss this share below the baseline's at the same step stops the trial

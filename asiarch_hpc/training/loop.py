@@ -75,8 +75,8 @@ def train(
         depth: blocks of the model.
         corpus: where batches come from.
         seed: of the weights and of the order of the data.
-        checkpoint_path: written every `scale.checkpoint_seconds`, at a stop, and at the end; the final weights
-            are written beside it as `<name>.weights`. `checkpoint.discard` removes it.
+        checkpoint_path: written so that at most `scale.checkpoint_seconds` of work can be lost, at a stop, and at the
+            end; the final weights are written beside it as `<name>.weights`. `checkpoint.discard` removes it.
         on_metrics: gets one row a step: step (from 1), loss, learning_rate, gradient_norm, step_seconds, tokens
             (so far). Steps after the last checkpoint come again when a killed training is continued.
         should_stop: asked before each step; True in any process ends the training with a checkpoint.
@@ -177,16 +177,19 @@ class _Run:
         self._clock = clock
         self._world = world
         self._monitor = monitor
-        self._landed_at = 0.0
+        self._landed_at = self._step_seconds = 0.0  # of the last step whose numbers are known
 
     def go(self, on_metrics: Callable[[Json], None], should_stop: Callable[[], bool]) -> bool:
         """Runs to the last step (True) or until asked to stop (False); either way a checkpoint is left."""
         self._resume()
-        with self._source() as batches, Saver(self._path) as saver:
+        with self._source() as batches, self._saver() as saver:
             finished = self._steps(batches, saver, on_metrics, should_stop)
             self._save(saver)
             saver.finish()
         return finished
+
+    def _saver(self) -> Saver:
+        return Saver(self._path, seconds=self._scale.checkpoint_seconds, clock=self._clock)
 
     def _source(self) -> AbstractContextManager[Callable[[int], Batch]]:
         """Where batches come from: a GPU works on while the next ones are prepared."""
@@ -207,10 +210,12 @@ class _Run:
         should_stop: Callable[[], bool],
     ) -> bool:
         scale = self._scale
-        saved_at = self._landed_at = self._clock()
+        self._landed_at = self._clock()
         flight: _Flight | None = None  # a step whose numbers are read once the next one is launched
         for step in range(self.progress.step, scale.steps):
-            stop, due = self._world.any(should_stop(), self._clock() - saved_at >= scale.checkpoint_seconds)
+            # On a GPU one step is under way, and would be followed by the next.
+            due = self._world.rank == 0 and saver.due(2 * self._step_seconds)
+            stop, due = self._world.any(should_stop(), due)
             if stop or due:
                 if flight is not None:
                     self._land(flight, on_metrics)
@@ -218,7 +223,7 @@ class _Run:
                 if stop:
                     return False
                 self._save(saver)
-                saved_at = self._landed_at = self._clock()
+                self._landed_at = self._clock()
             launched = self._launch(batch_of(step), step)
             if flight is not None:
                 self._land(flight, on_metrics)
@@ -251,6 +256,7 @@ class _Run:
             loss, gradient_norm = flight.result.loss, flight.result.gradient_norm
         now = self._clock()
         seconds, self._landed_at = now - self._landed_at, now
+        self._step_seconds = seconds
         progress.count(loss, flight.tokens, seconds)
         if self._world.rank > 0:
             return
@@ -280,7 +286,7 @@ class _Run:
         state = {"identity": self._identity, "progress": asdict(self.progress), "engine": self.engine.state()}
         if self._world.rank > 0:
             return
-        saver.begin(state)
+        saver.begin(state, done_at=self._landed_at)
         if self.engine.device == "cpu":  # a thread beside it would only take its time
             saver.finish()
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from asiarch_hpc.records import Json
 from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.corpus import Corpus
 from asiarch_hpc.training.data import IGNORED, Batches
+from asiarch_hpc.training.engine import StepResult, TorchEngine
 from asiarch_hpc.training.loop import train
 from asiarch_hpc.training.monitor import TrainingStoppedError
 from asiarch_hpc.training.progress import TrainOutcome
@@ -149,17 +151,37 @@ def test_documents_are_told_to_designs_that_ask_where_the_scale_says_so(
     assert untold.weights_sha256 == plain.weights_sha256 != told.weights_sha256
 
 
-def test_checkpoints_follow_the_clock(run: Run, scale: ScaleConfig, tmp_path: Path) -> None:
-    ticks = itertools.count()
-    written: list[int] = []
+@pytest.mark.parametrize(("step", "writing"), [(2.0, 0.1), (2.0, 20.0), (11.0, 5.0)])
+def test_a_training_that_dies_at_any_time_loses_a_minute_of_work_at_most(
+    run: Run, scale: ScaleConfig, monkeypatch: pytest.MonkeyPatch, step: float, writing: float
+) -> None:
+    """With the setting that is the default."""
+    now = 0.0
+    done, kept, lost = {0: 0.0}, [0], []  # when steps were done; steps of the checkpoints
+    save, make_step = checkpoint.save, TorchEngine.step
+
+    def slow_step(*arguments: Any) -> StepResult:
+        nonlocal now
+        now += step
+        return make_step(*arguments)
+
+    def slow_save(state: checkpoint.State, path: Path) -> None:
+        nonlocal now
+        now += writing
+        save(state, path)
+        lost.append(now - done[kept[-1]])
+        kept.append(state["progress"]["step"])
 
     def note(row: Json) -> None:
-        path = tmp_path / "ck"
-        if path.exists():
-            written.append(path.stat().st_mtime_ns)
+        done[row["step"]] = now
 
-    run(scale=replace(scale, checkpoint_seconds=15.0), on_metrics=note, clock=lambda: float(next(ticks)))
-    assert 2 <= len(set(written)) <= 5
+    monkeypatch.setattr(TorchEngine, "step", slow_step)
+    monkeypatch.setattr(checkpoint, "save", slow_save)
+    seconds = ScaleConfig().checkpoint_seconds
+    run(scale=replace(scale, checkpoint_seconds=seconds, steps=90), on_metrics=note, clock=lambda: now)
+    assert seconds == 60.0
+    assert max(lost) <= 60.0
+    assert len(lost) <= now / 26 + 1  # half a minute less two steps
 
 
 def test_kill_dash_nine_loses_nothing(
@@ -172,6 +194,7 @@ import time
 from pathlib import Path
 from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.training.corpus import open_corpus
+from asiarch_hpc.training.engine import StepResult, TorchEngine
 from asiarch_hpc.training.loop import train
 train(Path({str(tmp_path / "design.py")!r}).read_text(), scale=ScaleConfig(**{asdict(scale)!r}), dim=16, depth=2,
       corpus=open_corpus(Path({str(corpus.path)!r})), seed=0, checkpoint_path=Path({str(tmp_path / "ck")!r}),
