@@ -39,8 +39,8 @@ from jobs.workspace import Workspace
 
 _OF_THE_OUTCOME = (
     "parameters", "steps", "tokens", "first_loss", "final_loss", "tokens_per_second", "weights_sha256", "device",
-    "precision", "resumed", "sandbox", "micro_batch", "compiled", "ranks", "engine", "network",
-    "documents_given",
+    "precision", "resumed", "sandbox", "micro_batch", "compiled", "not_compiled_because", "ranks",
+    "engine", "network", "documents_given",
 )  # fmt: skip
 CURVES = ("step", "loss", "learning_rate", "gradient_norm", "step_seconds", "tokens")
 METRICS_BYTES = 1 << 30  # more than any training's rows need; the file is read whole

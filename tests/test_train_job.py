@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from asiarch_hpc.errors import EvaluationError
-from asiarch_hpc.records import Evaluation, Json
+from asiarch_hpc.records import Evaluation, Json, TrialRecord, from_json
 from asiarch_hpc.store.files import read_json, write_json
+from asiarch_hpc.training.objective import Objective
 from jobs import train
 from jobs.entry import Attempt
 from tests.controller.simulated import SimulatedJobs
@@ -68,6 +69,22 @@ def test_an_evaluation_that_was_told_to_stop_is_no_fault_of_the_design(
     message = message_of(training(layout, identifier))
     assert message["status"] == ("interrupted" if told else "failed"), message
     assert layout.experiment(identifier).trial("smoke-s0").failure.exists() == (not told)
+
+
+def test_the_record_says_why_a_design_was_not_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> None:
+        raise ValueError("no such operation\nwith details")
+
+    make = Objective.loss
+    monkeypatch.setattr(Objective, "compile", lambda self: setattr(self, "compiled", True))
+    monkeypatch.setattr(Objective, "loss", lambda self, *a, **k: refuse() if self.compiled else make(self, *a, **k))
+    layout, identifier = one_design(tmp_path, "scale.steps=2", "scale.warmup_steps=1")
+    message = message_of(training(layout, identifier))
+    assert message["status"] == "ok", message
+    record = read_json(layout.experiment(identifier).trial("smoke-s0").record)
+    assert (record["compiled"], record["not_compiled_because"]) == (False, "ValueError: no such operation")
+    del record["not_compiled_because"]  # as older versions wrote it
+    assert from_json(TrialRecord, record).not_compiled_because == ""
 
 
 def test_a_design_is_as_large_as_it_was_counted(tmp_path: Path) -> None:

@@ -127,6 +127,7 @@ class TrialRecord:
     sandbox: str = ""  # the rung that held the training
     micro_batch: int = 0  # rows of one pass
     compiled: bool = False  # whether the blocks ran compiled
+    not_compiled_because: str = ""  # the error for which they did not although they should have, in a line
     ranks: int = 1  # processes that trained together
     engine: str = "torch"  # or deepspeed
     network: bool = False  # whether the design's code could reach the network while it trained

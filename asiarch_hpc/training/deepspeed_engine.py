@@ -84,6 +84,11 @@ class DeepSpeedEngine:
         return self._objective.compiled
 
     @property
+    def not_compiled_because(self) -> str:
+        """Why they do not although they should, in a line; empty otherwise."""
+        return self._objective.not_compiled_because
+
+    @property
     def gives_documents(self) -> bool:
         """Whether the design is told which documents tokens are of."""
         return self._objective.gives_documents

@@ -85,6 +85,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def not_compiled_because(self) -> str:
+        """Why they do not although they should, in a line; empty otherwise."""
+        ...
+
+    @property
     def gives_documents(self) -> bool:
         """Whether the design is told which documents tokens are of: it asks, and the scale allows it."""
         ...
@@ -137,6 +142,11 @@ class TorchEngine:
     def compiled(self) -> bool:
         """Whether the blocks run compiled."""
         return self._objective.compiled
+
+    @property
+    def not_compiled_because(self) -> str:
+        """Why they do not although they should, in a line; empty otherwise."""
+        return self._objective.not_compiled_because
 
     @property
     def gives_documents(self) -> bool:

@@ -147,6 +147,7 @@ def train(
         resumed=progress.resumed,
         micro_batch=run.engine.micro_batch,
         compiled=run.engine.compiled,
+        not_compiled_because=run.engine.not_compiled_because,
         ranks=world.size,
         engine=engine_name,
         documents_given=run.engine.gives_documents,

@@ -15,6 +15,7 @@ from asiarch_hpc.training.data import IGNORED
 from kernels.linear_cross_entropy import linear_cross_entropy
 
 _log = logging.getLogger(__name__)
+_REASON_LENGTH = 300  # characters of a record's line; the log has more
 
 
 class Objective:
@@ -28,6 +29,7 @@ class Objective:
     Attributes:
         precision: `fp32` or `bf16`.
         compiled: whether the blocks are compiled.
+        not_compiled_because: why they are not although they should be; empty otherwise.
         gives_documents: whether the design is told which documents tokens are of.
 
     Raises:
@@ -42,6 +44,7 @@ class Objective:
             raise ConfigError(f"scale.compile={scale.compile!r}: auto, on or off was expected")
         self._compile = scale.compile == "on" or (scale.compile == "auto" and device.type == "cuda")
         self.compiled = False
+        self.not_compiled_because = ""
         self.gives_documents = scale.documents_apart and model.asks_for_documents
 
     def compile(self) -> None:
@@ -92,8 +95,9 @@ class Objective:
 
     def fall_back(self, error: BaseException) -> None:
         """Gives up compilation after `error`."""
-        _log.warning("the design is not compiled: %s: %s", type(error).__name__, str(error)[:500])
         self.compiled = False
+        self.not_compiled_because = _reason(error)
+        _log.warning("the design is not compiled: %s: %s", type(error).__name__, str(error)[:500])
         torch._dynamo.reset()
         for block in self._model.blocks:
             block._compiled_call_impl = None
@@ -102,6 +106,13 @@ class Objective:
         if self.precision == "fp32":
             return nullcontext()
         return torch.autocast(self._device.type, dtype=torch.bfloat16)
+
+
+def _reason(error: BaseException) -> str:
+    """An error's first line, with the next one where that only announces it, as torch's wrappers do."""
+    lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
+    said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+    return said[:_REASON_LENGTH]
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -17,7 +17,8 @@ class TrainOutcome:
 
     `final_loss` is the mean of the last ten steps. `weights_path` and `weights_sha256` are set when finished.
     `resumed` counts how often the training was continued from a checkpoint. `micro_batch` is the rows of one pass,
-    `compiled` whether the blocks ran compiled, `ranks` the processes, `engine` which one made the last part's steps,
+    `compiled` whether the blocks ran compiled, `not_compiled_because` why they did not although they should have,
+    `ranks` the processes, `engine` which one made the last part's steps,
     `documents_given` whether the design asked which documents tokens are of, and was told.
     """
 
@@ -36,6 +37,7 @@ class TrainOutcome:
     resumed: int
     micro_batch: int
     compiled: bool
+    not_compiled_because: str
     ranks: int
     engine: str
     documents_given: bool

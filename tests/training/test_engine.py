@@ -153,7 +153,7 @@ def test_a_compiled_design_is_compiled_anew_for_fewer_rows(
 
 
 @pytest.mark.usefixtures("nothing_compiled")
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch", "ignore:The .grad attribute:UserWarning")
 def test_a_design_that_cannot_be_compiled_trains_as_it_is(
     source: str, scale: ScaleConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,6 +167,8 @@ def test_a_design_that_cannot_be_compiled_trains_as_it_is(
     engine = TorchEngine(model, scale)
     losses = [engine.step(make_batch(), 1e-2).loss for _ in range(20)]
     assert not engine.compiled
+    assert "no compiler here" in engine.not_compiled_because
+    assert len(engine.not_compiled_because.splitlines()) == 1
     assert losses[-1] < losses[0] / 2
 
 

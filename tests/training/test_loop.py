@@ -23,6 +23,7 @@ from asiarch_hpc.training.data import IGNORED, Batches
 from asiarch_hpc.training.engine import StepResult, TorchEngine
 from asiarch_hpc.training.loop import train
 from asiarch_hpc.training.monitor import TrainingStoppedError
+from asiarch_hpc.training.objective import Objective
 from asiarch_hpc.training.progress import TrainOutcome
 from asiarch_hpc.training.schedule import learning_rate
 
@@ -243,6 +244,22 @@ def test_a_training_that_ran_out_of_memory_says_how_many_rows_fitted(run: Run, s
     assert (outcome.status, outcome.micro_batch) == ("finished", 1)
     smaller = run(scale=replace(scale, micro_batch=1), checkpoint_path=outcome.weights_path.with_name("other"))
     assert outcome.weights_sha256 == smaller.weights_sha256
+
+
+def test_why_a_design_was_not_compiled_is_told(
+    run: Run, scale: ScaleConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError("no such operation\nwith details\nof many lines")
+
+    monkeypatch.setattr(Objective, "compile", lambda self: setattr(self, "compiled", True))
+    make = Objective.loss
+    monkeypatch.setattr(Objective, "loss", lambda self, *a, **k: refuse() if self.compiled else make(self, *a, **k))
+    outcome = run()
+    assert (outcome.status, outcome.compiled) == ("finished", False)
+    assert outcome.not_compiled_because == "ValueError: no such operation"
+    monkeypatch.undo()
+    assert run(checkpoint_path=tmp_path / "plain").not_compiled_because == ""
 
 
 def test_limits_stop_with_their_cause(run: Run, scale: ScaleConfig) -> None:
