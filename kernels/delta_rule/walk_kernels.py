@@ -89,7 +89,6 @@ def systems(
 
     turned = tl.trans(key)
     written = (key_length * strength)[None, :]
-    a = tl.dot(key, turned, input_precision=PRECISION) * (key_length[:, None] * written)
     s = tl.dot(query.to(DOT), turned, input_precision=PRECISION) * ((query_length * scale)[:, None] * written)
     reads, writes = key_length, key_length * strength
     asks = tl.where(alive, query_length * scale, 0.0)
@@ -106,13 +105,17 @@ def systems(
         from_start, to_end = tl.exp2(high), tl.exp2(left)
         tl.store(kept + at, tl.exp2(whole))
     if GATED or APART:
-        a, s = a * between, s * between
+        s = s * between
         reads, writes, asks = reads * from_start, writes * to_end, asks * from_start
+    # Here, because then only one matrix is kept while the system is solved.
+    store_rows(scores + at * (C * C), tl.where((rows[:, None] >= rows[None, :]) & alive[:, None], s, 0.0), C, C)
+    a = tl.dot(key, turned, input_precision=PRECISION) * (key_length[:, None] * written)
+    if GATED or APART:
+        a = a * between
     x = unit_lower_inverse(bounded(tl.where(rows[:, None] > rows[None, :], a, 0.0)), C, PRECISION)
     limit = tl.minimum(limit, first_row(tl.max(tl.abs(x), 1) >= LARGEST, C))
     alive = rows < limit
     store_rows(system + at * (C * C), tl.where(alive[:, None], x, 0.0), C, C)
-    store_rows(scores + at * (C * C), tl.where((rows[:, None] >= rows[None, :]) & alive[:, None], s, 0.0), C, C)
     factors += at * (FACTORS * C) + rows
     tl.store(factors, tl.where(alive, reads, 0.0))
     tl.store(factors + C, tl.where(alive, writes, 0.0))
