@@ -9,6 +9,7 @@ make bench ARGS=gate          the gate's verdicts on planted designs and their t
 On a GPU, with further options of the module behind the name:
 make bench ARGS=training      tokens per second and time to the first step, beside flash-linear-attention's model
 make bench ARGS=scaling       one GPU beside two of the same host, for each stage of ZeRO
+make bench ARGS=at_once       one training beside several that share the GPU
 make bench ARGS=evaluation    seconds of an evaluation on files of the published tasks
 """
 
@@ -41,6 +42,7 @@ LARGE_RUN = 10_000
 ON_A_GPU = {
     "training": "tests.training.bench_training",
     "scaling": "tests.training.bench_scaling",
+    "at_once": "tests.training.bench_at_once",
     "evaluation": "tests.evaluation.bench_evaluation",
 }
 
