@@ -9,7 +9,9 @@ from torch import Tensor
 from kernels.operands import check_shapes
 from kernels.packing import check_documents, counted
 
-_AXES = {"q": "batch length heads key", "k": "batch length heads key", "v": "batch length heads value"}
+_AXES = {
+    "q": "batch length heads key", "k": "batch length heads key", "v": "batch length heads value", "log_decay": "heads"
+}  # fmt: skip
 # Their product: the nats by which a key lies below those of the next document, where logits do not differ by more
 # than what is left of it: exp(-104) is 0 in float32.
 _ASKED, _RAISED = 8.0, 16.0
@@ -21,15 +23,25 @@ _MASKED = ("cpu",)
 
 
 def causal_attention(
-    q: Tensor, k: Tensor, v: Tensor, *, scale: float | None = None, documents: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float | None = None,
+    log_decay: Tensor | None = None,
+    documents: Tensor | None = None,
 ) -> Tensor:
-    """o_t = sum over s <= t of softmax_s(scale q_t k_s) v_s (arXiv 1706.03762); quadratic in length.
+    """o_t = sum over s <= t of softmax_s(scale q_t k_s + (t - s) log_decay) v_s; quadratic in length.
+
+    Attention is that of arXiv 1706.03762, its decay with distance that of arXiv 2108.12409. With log_decay the sums
+    added to the logits, length x length for each head, and with documents for each row too, are in memory.
 
     Args:
         q: [batch, length, heads, key].
         k: [batch, length, heads, key].
         v: [batch, length, heads, value].
         scale: of the logits; key ** -0.5 by default; not 0 with documents.
+        log_decay: [heads], what a logit gains with each token of distance, below 0 as a rule; None for nothing.
         documents: [batch, length] integers, which of its row's documents a token is of; each is computed as if it were
             alone.
 
@@ -40,7 +52,8 @@ def causal_attention(
         ValueError: shapes that disagree, documents that do not fit.
         TypeError: an operand that is not floating point.
     """
-    size = check_shapes("causal_attention", q=(q, _AXES["q"]), k=(k, _AXES["k"]), v=(v, _AXES["v"]))
+    operands = {"q": q, "k": k, "v": v, "log_decay": log_decay}
+    size = check_shapes("causal_attention", **{name: (operands[name], _AXES[name]) for name in _AXES})
     check_documents("causal_attention", documents, q, None)
     scale = size["key"] ** -0.5 if scale is None else scale
     if scale < 0:
@@ -50,8 +63,8 @@ def causal_attention(
             "causal_attention: scale is 0, with which logits cannot tell documents apart; expected another"
         )
     mask = None
-    if documents is not None and q.device.type in _MASKED:
-        mask = (documents.unsqueeze(-1) == documents.unsqueeze(-2)).tril().unsqueeze(1)
+    if log_decay is not None or (documents is not None and q.device.type in _MASKED):
+        mask = _mask(q, log_decay, documents)
     elif documents is not None:
         q, k = _apart(q, k, documents, scale)
     widest = max(q.shape[-1], v.shape[-1])
@@ -60,6 +73,19 @@ def causal_attention(
     query, key, value = (x.transpose(1, 2) for x in even)
     o = F.scaled_dot_product_attention(query, key, value, mask, is_causal=mask is None, scale=scale)
     return o.transpose(1, 2)[..., : v.shape[-1]].to(v.dtype)
+
+
+def _mask(q: Tensor, log_decay: Tensor | None, documents: Tensor | None) -> Tensor:
+    """What is added to the logits, [batch or 1, heads or 1, length, length], or whether they count."""
+    place = torch.arange(q.shape[1], device=q.device)
+    distance = place[:, None] - place
+    seen = distance[None, None] >= 0
+    if documents is not None:
+        seen = seen & (documents.unsqueeze(-1) == documents.unsqueeze(-2)).unsqueeze(1)
+    if log_decay is None:
+        return seen
+    # Distances in the type of q, as its logits: PyTorch's kernels take the two in one type.
+    return (distance.to(q.dtype) * log_decay.to(q.dtype)[:, None, None]).masked_fill(~seen, -torch.inf)
 
 
 def _apart(q: Tensor, k: Tensor, documents: Tensor, scale: float) -> tuple[Tensor, Tensor]:

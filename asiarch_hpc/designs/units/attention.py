@@ -31,17 +31,7 @@ class SoftmaxAttention(Unit):
         qk, Z = self.position(qk, **Z)
         q, k = self.by_head(qk).chunk(2)
         v = self.by_head(v)
-        log_decay, documents = Z.pop("log_decay", None), Z.get("documents")
-        if log_decay is None:
-            o = causal_attention(q, k, v, documents=documents)
-        else:
-            steps = torch.arange(X.shape[1], device=X.device)
-            distance = (steps[:, None] - steps).to(q.dtype)
-            bias = (distance * log_decay[:, None, None].to(q.dtype)).masked_fill(distance < 0, -math.inf)
-            if documents is not None:
-                bias = bias.masked_fill((documents[:, :, None] != documents[:, None]).unsqueeze(1), -math.inf)
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v.to(q.dtype)))
-            o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+        o = causal_attention(q, k, v, log_decay=Z.pop("log_decay", None), documents=Z.get("documents"))
         o, Z = self.gate(o.flatten(-2), source=X, **Z)
         return self.out(o), Z
 
@@ -64,17 +54,7 @@ class MultiQueryAttention(Unit):
         qk, Z = self.position(torch.cat((self.query(X), k.repeat(1, 1, self.heads))), **Z)
         q, k = self.by_head(qk).chunk(2)
         v = v.unsqueeze(2).expand(-1, -1, self.heads, -1)
-        log_decay, documents = Z.pop("log_decay", None), Z.get("documents")
-        if log_decay is None:
-            o = causal_attention(q, k, v, documents=documents)
-        else:
-            steps = torch.arange(X.shape[1], device=X.device)
-            distance = (steps[:, None] - steps).to(q.dtype)
-            bias = (distance * log_decay[:, None, None].to(q.dtype)).masked_fill(distance < 0, -math.inf)
-            if documents is not None:
-                bias = bias.masked_fill((documents[:, :, None] != documents[:, None]).unsqueeze(1), -math.inf)
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v.to(q.dtype)))
-            o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+        o = causal_attention(q, k, v, log_decay=Z.pop("log_decay", None), documents=Z.get("documents"))
         o, Z = self.gate(o.flatten(-2), source=X, **Z)
         return self.out(o), Z
 
@@ -137,17 +117,7 @@ class DifferentialAttention(Unit):
         qk, Z = self.position(torch.cat(self.qk(X).chunk(2, dim=-1)), **Z)
         q, k = qk.unflatten(-1, (2 * self.heads, -1)).chunk(2)
         v = self.by_head(self.value(X)).repeat(1, 1, 2, 1)
-        log_decay, documents = Z.pop("log_decay", None), Z.get("documents")
-        if log_decay is None:
-            o = causal_attention(q, k, v, documents=documents)
-        else:
-            steps = torch.arange(X.shape[1], device=X.device)
-            distance = (steps[:, None] - steps).to(q.dtype)
-            bias = (distance * log_decay[:, None, None].to(q.dtype)).masked_fill(distance < 0, -math.inf)
-            if documents is not None:
-                bias = bias.masked_fill((documents[:, :, None] != documents[:, None]).unsqueeze(1), -math.inf)
-            q, k, v = (x.transpose(1, 2) for x in (q, k, v.to(q.dtype)))
-            o = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2)
+        o = causal_attention(q, k, v, log_decay=Z.pop("log_decay", None), documents=Z.get("documents"))
         kept, removed = o.chunk(2, dim=2)
         o = kept - self.subtracted[:, None].to(o.dtype) * removed
         o, Z = self.norm(o.flatten(-2), **Z)
