@@ -6,7 +6,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 from unittest.mock import patch
 
@@ -32,10 +32,17 @@ def compiled_side_by_side(threads: int | None = None) -> Iterator[None]:
         return time_one(self, *arguments, config=config, **kwargs)
 
     def compile_all(self: Any, configs: list[Any], arguments: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        def compile_one(config: Any) -> None:
+            self.fn.run(*arguments, **{**kwargs, **config.all_kwargs(), "warmup": True})
+
         with ThreadPoolExecutor(threads or os.cpu_count()) as pool:
-            for config in configs:
-                # What does not compile fails again when it is to be timed, and is passed over there.
-                pool.submit(self.fn.run, *arguments, **{**kwargs, **config.all_kwargs(), "warmup": True})
+            begun = [(config, pool.submit(compile_one, config)) for config in configs]
+        for config, done in begun:
+            # Once more alone: Triton does not promise to compile in threads. What does not compile alone fails again
+            # when it is to be timed, and is passed over there.
+            if done.exception() is not None:
+                with suppress(Exception):
+                    compile_one(config)
 
     with patch.object(Autotuner, "prune_configs", prune_configs), patch.object(Autotuner, "_bench", bench):
         yield
