@@ -35,6 +35,11 @@ def compiled(way: Way) -> Callable[[], Way]:
     return lambda: torch.compile(way, dynamic=False)
 
 
+# Sequences of a check, as many as make an operation take the form that is timed. Decays of channels have one form, and
+# would need much memory in float64.
+ENOUGH = 16
+
+
 def delta(batch: int, length: int, heads: int, width: int, *, gated: bool = False, documents: bool = False) -> Case:
     """`documents`: each row holds eight, without a gate."""
 
@@ -60,7 +65,8 @@ def delta(batch: int, length: int, heads: int, width: int, *, gated: bool = Fals
     more = gated or documents
     return Case(
         f"{'gated_' * gated}delta_rule{'_documents' * documents}", label(batch, length, heads, width), make, ours,
-        plain, batch, rivals=({} if documents else {FLA: _fla_delta}) | {COMPILED: compiled(plain)},
+        plain, batch, checked=min(batch, ENOUGH),
+        rivals=({} if documents else {FLA: _fla_delta}) | {COMPILED: compiled(plain)},
         own={"delta_rule": alone} if more else {},
         flops=6.0 * batch * length * heads * width**2,  # of the recurrence: decay aside, three products with the state
         target=Target(1 / 1.15, "delta_rule") if more else Target(2, FLA), sizes="delta_rule",
@@ -105,6 +111,7 @@ def attention(form: str, batch: int, length: int, heads: int, width: int) -> Cas
         rivals[f"{FLA}, fused"] = partial(_fla_attention, form, fused=True)
     return Case(
         "linear_attention", f"{form}, {label(batch, length, heads, width)}", make, ours, plain, batch,
+        checked=min(batch, ENOUGH) if form in ("none", "scalar") else 1,
         rivals=rivals | {COMPILED: compiled(plain)}, flops=4.0 * batch * length * heads * width**2,
         sizes="linear_attention",
     )  # fmt: skip
@@ -166,6 +173,7 @@ def layer(batch: int, length: int, dim: int, heads: int) -> Case:
 
     return Case(
         "layer", f"{batch} x {length} x {dim}, {heads} heads", make, ours, plain, batch,
+        checked=min(batch, ENOUGH),
         rivals={f"plain, {COMPILED}": rival}, flops=batch * length * (4 * 2.0 * dim**2 + 6.0 * dim**2 / heads),
         target=Target(8), tolerances=(3e-2, 3e-2),
     )  # fmt: skip

@@ -59,6 +59,18 @@ class TestCases:
         assert all(case.target.of in ("best", *case.rivals, *case.own) for case in cases)
         assert all(case.rivals or not case.timed for case in cases)
 
+    def test_a_check_takes_the_form_that_is_timed(self) -> None:
+        """Some operations have another for few sequences."""
+        pytest.importorskip("triton")
+        from tests.kernels.absent_gpu import launches
+
+        for case in bench.all_cases():
+            if case.sizes in ("delta_rule", "linear_attention") or case.operation == "layer":
+                timed, checked = launches(case), launches(replace(case, batch=case.checked))
+                assert [kernel.__name__ for kernel, *_ in timed] == [kernel.__name__ for kernel, *_ in checked], (
+                    case.name
+                )
+
     def test_what_is_wrong_is_found(self) -> None:
         """A result that is off, one that is not all written, one that is another each time, a gradient that is off."""
         case = gates(20, 16, dtype=SINGLE)
