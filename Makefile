@@ -13,8 +13,6 @@ BIN := .venv/bin
 READY := .venv/ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check -qq
 VLLM := .venv-vllm
-# One more than there are cores, since many tests wait for jobs.
-TEST_PROCESSES ?= $(shell echo $$(($$(nproc) < 4 ? $$(nproc) + 1 : 5)))
 VLLM_PIP := $(VLLM)/bin/python -m pip --disable-pip-version-check -qq
 RUN_FLAG := --results $(RESULTS) $(if $(RUN),--run $(RUN))
 
@@ -31,7 +29,7 @@ data: env ## the corpus of a configuration, with all cores; CONFIG=file ARGS="da
 	@$(BIN)/asiarch data prepare --results $(RESULTS) --config $(CONFIG) $(ARGS)
 
 test: env ## all tests; those on a real Slurm start one (as root; elsewhere they say why they skip)
-	@$(BIN)/python -m pytest --ignore=tests/vllm -n $(TEST_PROCESSES) $(ARGS)
+	@$(BIN)/python -m pytest --ignore=tests/vllm -n auto --maxprocesses 4 $(ARGS)
 
 test-gpu: env ## the tests that need a GPU
 	@$(BIN)/python -m pytest -n 0 --ignore=tests/vllm -m gpu $(ARGS)
