@@ -80,10 +80,10 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "walk.few": (None, 48),
     "walk.chunk": (32, 64),
     **{f"walk.{kernel}.warps": (1, 2, 4, 8) for kernel in ("systems", "outputs", "adjoint", "gradients")},
-    **{f"walk.{kernel}.part": (32, 64, 128) for kernel in ("outputs", "adjoint", "gradients")},
+    **{f"walk.{kernel}.part": (32, 64, 128) for kernel in ("outputs", "adjoint")},
+    "walk.gradients.part": (64, 128),
     **{f"walk.{kernel}.stages": (1, 2, 3, 4) for kernel in ("outputs", "adjoint")},
     **{f"walk.{kernel}.registers": (None, 128, 168) for kernel in ("systems", "gradients")},
-    "walk.gradients.flip": (False, True),
 }
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from kernels.delta_rule import walk_kernels
 from kernels.delta_rule.plan import Launch, Plan, arguments, strides
+from kernels.delta_rule.walk_gradients import walk_gradients
 
 
 def _walking(p: Plan, launch: Launch, q: Tensor, v: Tensor, boundary: Tensor | None, *, kept: bool) -> dict[str, Any]:
@@ -55,8 +56,8 @@ def walk_back(
     walk_kernels.walk_adjoint[(rows * (p.value // walking["PART"]),)](
         q, k, system, scores, factors, kept, boundary, out_grad, states_grad, v_grad, state_grad, *counts, **walking
     )
-    walk_kernels.walk_gradients[(rows * chunks,)](
+    walk_gradients[(rows * chunks,)](
         q, k, beta, sums, documents, sound, before, states_grad, residual, out_grad, v_grad,
-        q_grad, k_grad, beta_grad, log_decay_grad, scale, *counts, FLIP=sizes.gradients.flip,
+        q_grad, k_grad, beta_grad, log_decay_grad, scale, *counts,
         **arguments(p, sizes.gradients, q, v, log_decay, documents, normalise),
     )  # fmt: skip

@@ -7,7 +7,6 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from kernels.delta_rule.backward_kernels import through_length
 from kernels.delta_rule.tiles import (
     COUNTS,
     LARGEST,
@@ -17,8 +16,6 @@ from kernels.delta_rule.tiles import (
     cumulative,
     first_row,
     load_documents,
-    load_kept,
-    load_keys,
     load_log_decay,
     load_rows,
     load_tile,
@@ -27,7 +24,6 @@ from kernels.delta_rule.tiles import (
     store_rows,
     store_sums,
     store_tile,
-    tile_dot,
     unit_lower_inverse,
 )
 
@@ -255,107 +251,3 @@ def walk_adjoint(
         state = tl.dot((value * -reads).to(DOT), key, state, input_precision=PRECISION)
     place, mask = _boundary(before_grad, row, first, KEY, VALUE, BK, PART)
     tl.store(place, state, mask=mask)
-
-
-@triton.jit(do_not_specialize=COUNTS)
-def walk_gradients(
-    q, k, beta, sums, documents, sound, before, after_grad, residual, out_grad, v_grad,
-    q_grad, k_grad, beta_grad, log_decay_grad, scale,
-    q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head,
-    LENGTH, HEADS, CHUNKS, KEY, VALUE,
-    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
-    EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
-    DOT: tl.constexpr, PRECISION: tl.constexpr, FLIP: tl.constexpr,
-):
-    """The other gradients of a chunk, from its first state, the gradient of its last one, R and dV."""
-    batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
-    start = chunk * C
-    length = tl.minimum(LENGTH - start, C)
-    at = row * CHUNKS + chunk
-    limit = tl.minimum(length, tl.load(sound + at))
-    q += batch * q_batch + start * q_token + head * q_head
-    k += batch * k_batch + start * k_token + head * k_head
-    out_grad += batch * o_batch + start * o_token + head * o_head
-    gates = (batch * LENGTH + start) * HEADS + head
-    rows = tl.arange(0, C)
-    below, on = rows[:, None] > rows[None, :], rows[:, None] == rows[None, :]
-
-    query = load_keys(q, q_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
-    key = load_keys(k, k_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
-    strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
-    if GATED or APART:
-        between, from_start, to_end, whole = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
-    # Within the chunk first: its matrices are gone when the states' parts come.
-    attention_grad = tl.zeros((C, C), tl.float32)
-    overlap_grad = tl.zeros((C, C), tl.float32)
-    for first in tl.static_range(0, BV, PART):
-        o = load_tile(out_grad, o_token, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
-        value = load_tile(v_grad + gates * VALUE, HEADS * VALUE, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
-        factor = load_rows(residual + (at * BV + first) * C, PART, C)
-        attention_grad += tl.dot(o, factor, input_precision=PRECISION)
-        overlap_grad -= tl.dot(value, factor, input_precision=PRECISION)
-    turned = tl.trans(key)
-    attention = tl.dot(query, turned, input_precision=PRECISION) * scale
-    overlap = tl.dot(key, turned, input_precision=PRECISION)
-    attention_grad = tl.where(below | on, attention_grad, 0.0)
-    overlap_grad = tl.where(below, overlap_grad, 0.0)
-    if GATED or APART:
-        attention_grad, overlap_grad = attention_grad * between, overlap_grad * between
-    flow = attention * attention_grad + overlap * overlap_grad
-    strength_grad = tl.sum(flow, 0)
-    written = strength[None, :]
-    if GATED:
-        flow = tl.where(below, flow * written, 0.0)
-        cumulative_grad = tl.sum(flow, 1) - tl.sum(flow, 0)
-    weights = (attention_grad * (written * scale)).to(DOT)
-    overlap_grad = overlap_grad * written
-    both = (overlap_grad + tl.trans(overlap_grad)).to(DOT)
-
-    query_grad = tile_dot(weights, key, FLIP, PRECISION)
-    for first in tl.static_range(0, BV, PART):
-        o = load_tile(out_grad, o_token, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
-        state = load_rows(before + (at * BV + first) * BK, PART, BK)
-        read = tile_dot(o, state, FLIP, PRECISION) * scale
-        if GATED or APART:
-            read = read * from_start[:, None]
-        if GATED:
-            cumulative_grad += tl.sum(query.to(tl.float32) * read, 1)
-        query_grad += read
-    if NORMALISE:
-        query_grad = through_length(query_grad, q, q_token, limit, KEY, C, BK, EVEN_K, EPS)
-    store_tile(q_grad + gates * KEY, query_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
-
-    key_grad = tile_dot(tl.trans(weights), query, FLIP, PRECISION)
-    key_grad += tile_dot(both, key, FLIP, PRECISION)
-    moved = tl.zeros((C,), tl.float32)
-    whole_grad = 0.0
-    for first in tl.static_range(0, BV, PART):
-        value = load_tile(v_grad + gates * VALUE, HEADS * VALUE, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
-        factor = load_rows(residual + (at * BV + first) * C, PART, C)
-        state = load_rows(before + (at * BV + first) * BK, PART, BK)
-        state_grad = load_rows(after_grad + (at * BV + first) * BK, PART, BK)
-        carried = tile_dot(tl.trans(factor), state_grad, FLIP, PRECISION)
-        if GATED or APART:
-            carried = carried * to_end[:, None]
-        moved += tl.sum(key.to(tl.float32) * carried, 1)
-        key_grad += carried * strength[:, None]
-        erased = tile_dot(value, state, FLIP, PRECISION)
-        if GATED or APART:
-            erased = erased * from_start[:, None]
-        if GATED:
-            cumulative_grad -= tl.sum(key.to(tl.float32) * erased, 1)
-            whole_grad += tl.sum(tl.sum(state.to(tl.float32) * state_grad.to(tl.float32), 1), 0) * whole
-        key_grad -= erased
-    if NORMALISE:
-        key_grad = through_length(key_grad, k, k_token, limit, KEY, C, BK, EVEN_K, EPS)
-    store_tile(k_grad + gates * KEY, key_grad, HEADS * KEY, length, 0, KEY, C, BK, EVEN_K)
-    strength_grad = (strength_grad + moved).to(beta_grad.dtype.element_ty)
-    tl.store(beta_grad + gates + rows * HEADS, strength_grad, mask=rows < length)
-    if GATED:
-        # The last token's own part, to the end of the chunk, is not decayed.
-        moved = tl.where(rows < limit - 1, moved * strength, 0.0)
-        cumulative_grad -= moved
-        decay_grad = tl.cumsum(cumulative_grad, 0, reverse=True) + whole_grad + tl.sum(moved, 0)
-        tl.store(
-            log_decay_grad + gates + rows * HEADS, decay_grad.to(log_decay_grad.dtype.element_ty), mask=rows < length
-        )

@@ -95,7 +95,7 @@ class TestKernels:
     def test_lengths(self, length: int) -> None:
         compare(operands(length, 16, 16, gated=length % 2 == 0, initial=length % 2 == 0))
 
-    @pytest.mark.parametrize(("key", "value"), [(16, 32), (20, 50), (3, 1)])
+    @pytest.mark.parametrize(("key", "value"), [(16, 32), (20, 50), (3, 1), (100, 40)])
     def test_widths(self, key: int, value: int) -> None:
         compare(operands(40, key, value, gated=True, initial=True), normalise=True, scale=-0.3)
 

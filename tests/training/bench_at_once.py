@@ -5,7 +5,7 @@
 
 A row is so many processes, each with the trainer's whole loop on random tokens of its own; what they do together is
 counted from when the last of them has made its first steps. `h200` is the scale of configs/h200.yaml, `20m` that of
-configs/paper.yaml with fewer rows a step. The host's cores are shared too, and limit small ones first.
+configs/paper.yaml. The host's cores are shared too, and limit small ones first.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WARM_UP = 3  # steps
 PATIENCE_S = 240.0  # until the first steps are done
 SIZES: dict[str, dict[str, Any]] = {
     "h200": {"dim": 256, "depth": 4, "heads": 4, "length": 512, "batch_size": 64, "micro_batch": 64, "compile": "off"},
-    "20m": {"dim": 256, "depth": 8, "heads": 8, "length": 2048, "batch_size": 32, "micro_batch": 32},
+    "20m": {"dim": 256, "depth": 8, "heads": 8, "length": 2048, "batch_size": 256, "micro_batch": 64},
     "tiny": {"dim": 32, "depth": 2, "heads": 2, "length": 64, "batch_size": 8, "micro_batch": 8, "compile": "off"},
 }
 VOCAB = {"h200": 4096, "20m": 50_257, "tiny": 300}

@@ -1,0 +1,221 @@
+"""The Triton kernel that makes a chunk's gradients after the walks (README.md)."""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator, misc"
+
+from __future__ import annotations
+
+import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
+import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
+
+from kernels.delta_rule.tiles import COUNTS, load_kept, load_rows, load_tile, locate, store_tile
+
+# fmt: off
+
+@triton.jit
+def _halves(pointer, stride, limit, width, C: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
+            EVEN: tl.constexpr):
+    """The first and the other columns of a tile, in float32."""
+    x = load_tile(pointer, stride, limit, 0, width, C, HALF, EVEN).to(tl.float32)
+    y = x
+    if BLOCK > HALF:
+        y = load_tile(pointer, stride, limit, HALF, width, C, HALF, EVEN).to(tl.float32)
+    return x, y
+
+
+@triton.jit
+def _load_halves(pointer, stride, limit, width, C: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
+                 EVEN: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr):
+    """Halves of a tile for products, of unit length if asked for, and what its rows [C] are multiplied with for it."""
+    x, y = _halves(pointer, stride, limit, width, C, BLOCK, HALF, EVEN)
+    factor = tl.full((C,), 1.0, tl.float32)
+    if NORMALISE:
+        squares = tl.sum(x * x, 1)
+        if BLOCK > HALF:
+            squares += tl.sum(y * y, 1)
+        factor = 1.0 / tl.sqrt(squares + EPS)
+        x, y = x * factor[:, None], y * factor[:, None]
+    return x.to(DOT), y.to(DOT), factor
+
+
+@triton.jit
+def _store_halves(pointer, stride, grad, more, x, x_stride, factor, limit, length, width, C: tl.constexpr,
+                  BLOCK: tl.constexpr, HALF: tl.constexpr, EVEN: tl.constexpr, NORMALISE: tl.constexpr):
+    """Of a tile's gradient by halves, first through the length that its rows were divided by."""
+    if NORMALISE:
+        unit, more_unit = _halves(x, x_stride, limit, width, C, BLOCK, HALF, EVEN)
+        unit, more_unit = unit * factor[:, None], more_unit * factor[:, None]
+        along = tl.sum(unit * grad, 1)
+        if BLOCK > HALF:
+            along += tl.sum(more_unit * more, 1)
+        grad = factor[:, None] * (grad - unit * along[:, None])
+        more = factor[:, None] * (more - more_unit * along[:, None])
+    store_tile(pointer, grad, stride, length, 0, width, C, HALF, EVEN)
+    if BLOCK > HALF:
+        store_tile(pointer, more, stride, length, HALF, width, C, HALF, EVEN)
+
+
+@triton.jit
+def _scores(x, more, y, other, PRECISION: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr):
+    """[x more] [y other]ᵀ"""
+    product = tl.dot(x, tl.trans(y), input_precision=PRECISION)
+    if BLOCK > HALF:
+        product = tl.dot(more, tl.trans(other), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def _state_rows(states, first, column, PART: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr):
+    """PART rows, HALF columns, of a state in memory, of BLOCK columns."""
+    rows = first + tl.arange(0, PART)[:, None]
+    return tl.load(states + rows * BLOCK + column + tl.arange(0, HALF)[None, :])
+
+
+@triton.jit
+def _asked(out_grad, stride, limit, width, states, column, C: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
+           BV: tl.constexpr, PART: tl.constexpr, EVEN: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """HALF columns of a tile [C, BV] times a state."""
+    product = tl.zeros((C, HALF), tl.float32)
+    for first in tl.static_range(0, BV, PART):
+        x = load_tile(out_grad, stride, limit, first, width, C, PART, EVEN).to(DOT)
+        product = tl.dot(x, _state_rows(states, first, column, PART, BLOCK, HALF), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def _carried(residual, states, column, C: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BV: tl.constexpr,
+             PART: tl.constexpr, PRECISION: tl.constexpr):
+    """HALF columns of R [BV, C] transposed times a state."""
+    product = tl.zeros((C, HALF), tl.float32)
+    for first in tl.static_range(0, BV, PART):
+        x = tl.trans(load_rows(residual + first * C, PART, C))
+        product = tl.dot(x, _state_rows(states, first, column, PART, BLOCK, HALF), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit(do_not_specialize=COUNTS)
+def walk_gradients(
+    q, k, beta, sums, documents, sound, before, after_grad, residual, out_grad, v_grad,
+    q_grad, k_grad, beta_grad, log_decay_grad, scale,
+    q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head,
+    LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr,
+):
+    """The other gradients of a chunk, from its first state, the gradient of its last one, R and dV.
+
+    Key columns come in halves where they are many, so that four warps have room for what they add up.
+    """
+    HALF: tl.constexpr = BK if BK <= 64 else BK // 2
+    batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
+    start = chunk * C
+    length = tl.minimum(LENGTH - start, C)
+    at = row * CHUNKS + chunk
+    limit = tl.minimum(length, tl.load(sound + at))
+    q += batch * q_batch + start * q_token + head * q_head
+    k += batch * k_batch + start * k_token + head * k_head
+    out_grad += batch * o_batch + start * o_token + head * o_head
+    gates = (batch * LENGTH + start) * HEADS + head
+    v_grad += gates * VALUE
+    before += at * (BV * BK)
+    after_grad += at * (BV * BK)
+    residual += at * (BV * C)
+    rows = tl.arange(0, C)
+    below, on = rows[:, None] > rows[None, :], rows[:, None] == rows[None, :]
+
+    query, more_query, q_factor = _load_halves(q, q_token, limit, KEY, C, BK, HALF, EVEN_K, NORMALISE, EPS, DOT)
+    key, more_key, k_factor = _load_halves(k, k_token, limit, KEY, C, BK, HALF, EVEN_K, NORMALISE, EPS, DOT)
+    strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
+    written = strength[None, :]
+    if GATED or APART:
+        between, from_start, to_end, whole = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
+
+    # Within the chunk first, one matrix after the other.
+    grad = tl.zeros((C, C), tl.float32)
+    for first in tl.static_range(0, BV, PART):
+        o = load_tile(out_grad, o_token, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
+        grad = tl.dot(o, load_rows(residual + first * C, PART, C), grad, input_precision=PRECISION)
+    grad = tl.where(below | on, grad * scale, 0.0)
+    if GATED or APART:
+        grad = grad * between
+    flow = grad * _scores(query, more_query, key, more_key, PRECISION, BK, HALF)
+    weights = (grad * written).to(DOT)
+    grad = tl.zeros((C, C), tl.float32)
+    for first in tl.static_range(0, BV, PART):
+        value = load_tile(v_grad, HEADS * VALUE, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
+        grad = tl.dot(value, load_rows(residual + first * C, PART, C), grad, input_precision=PRECISION)
+    grad = tl.where(below, -grad, 0.0)
+    if GATED or APART:
+        grad = grad * between
+    flow += grad * _scores(key, more_key, key, more_key, PRECISION, BK, HALF)
+    strength_grad = tl.sum(flow, 0)
+    if GATED:
+        flow = tl.where(below, flow * written, 0.0)
+        cumulative_grad = tl.sum(flow, 1) - tl.sum(flow, 0)
+    grad = grad * written
+    both = (grad + tl.trans(grad)).to(DOT)
+
+    grad = _asked(out_grad, o_token, limit, VALUE, before, 0, C, BK, HALF, BV, PART, EVEN_V, DOT, PRECISION) * scale
+    if GATED or APART:
+        grad = grad * from_start[:, None]
+    if GATED:
+        cumulative_grad += tl.sum(query.to(tl.float32) * grad, 1)
+    grad = tl.dot(weights, key, grad, input_precision=PRECISION)
+    more = grad
+    if BK > HALF:
+        more = _asked(out_grad, o_token, limit, VALUE, before, HALF, C, BK, HALF, BV, PART, EVEN_V, DOT, PRECISION)
+        more = more * scale
+        if GATED or APART:
+            more = more * from_start[:, None]
+        if GATED:
+            cumulative_grad += tl.sum(more_query.to(tl.float32) * more, 1)
+        more = tl.dot(weights, more_key, more, input_precision=PRECISION)
+    _store_halves(q_grad + gates * KEY, HEADS * KEY, grad, more, q, q_token, q_factor, limit, length, KEY, C, BK,
+                  HALF, EVEN_K, NORMALISE)
+
+    weights = tl.trans(weights)
+    grad = -_asked(v_grad, HEADS * VALUE, limit, VALUE, before, 0, C, BK, HALF, BV, PART, EVEN_V, DOT, PRECISION)
+    if GATED or APART:
+        grad = grad * from_start[:, None]
+    if GATED:
+        cumulative_grad += tl.sum(key.to(tl.float32) * grad, 1)
+    grad = tl.dot(weights, query, grad, input_precision=PRECISION)
+    grad = tl.dot(both, key, grad, input_precision=PRECISION)
+    carried = _carried(residual, after_grad, 0, C, BK, HALF, BV, PART, PRECISION)
+    if GATED or APART:
+        carried = carried * to_end[:, None]
+    moved = tl.sum(key.to(tl.float32) * carried, 1)
+    grad += carried * strength[:, None]
+    more = grad
+    if BK > HALF:
+        more = -_asked(v_grad, HEADS * VALUE, limit, VALUE, before, HALF, C, BK, HALF, BV, PART, EVEN_V, DOT,
+                       PRECISION)
+        if GATED or APART:
+            more = more * from_start[:, None]
+        if GATED:
+            cumulative_grad += tl.sum(more_key.to(tl.float32) * more, 1)
+        more = tl.dot(weights, more_query, more, input_precision=PRECISION)
+        more = tl.dot(both, more_key, more, input_precision=PRECISION)
+        carried = _carried(residual, after_grad, HALF, C, BK, HALF, BV, PART, PRECISION)
+        if GATED or APART:
+            carried = carried * to_end[:, None]
+        moved += tl.sum(more_key.to(tl.float32) * carried, 1)
+        more += carried * strength[:, None]
+    _store_halves(k_grad + gates * KEY, HEADS * KEY, grad, more, k, k_token, k_factor, limit, length, KEY, C, BK,
+                  HALF, EVEN_K, NORMALISE)
+    strength_grad = (strength_grad + moved).to(beta_grad.dtype.element_ty)
+    tl.store(beta_grad + gates + rows * HEADS, strength_grad, mask=rows < length)
+    if GATED:
+        products = tl.zeros((PART, HALF), tl.float32)
+        for first in tl.static_range(0, BV, PART):
+            for column in tl.static_range(0, BK, HALF):
+                state = _state_rows(before, first, column, PART, BK, HALF).to(tl.float32)
+                products += state * _state_rows(after_grad, first, column, PART, BK, HALF).to(tl.float32)
+        whole_grad = tl.sum(tl.sum(products, 1), 0) * whole
+        # The last token's own part, to the end of the chunk, is not decayed.
+        moved = tl.where(rows < limit - 1, moved * strength, 0.0)
+        cumulative_grad -= moved
+        decay_grad = tl.cumsum(cumulative_grad, 0, reverse=True) + whole_grad + tl.sum(moved, 0)
+        tl.store(
+            log_decay_grad + gates + rows * HEADS, decay_grad.to(log_decay_grad.dtype.element_ty), mask=rows < length
+        )
