@@ -83,6 +83,15 @@ def product_type(*operands: Tensor) -> tuple[torch.dtype, str]:
     return torch.float32, {torch.float16: "tf32", torch.float32: "tf32x3"}[wide]
 
 
+def lowered(*operands: Tensor) -> tuple[Tensor, ...]:
+    """Float32 operands of products in an enclosing autocast's type, which torch's own products would have there."""
+    kind = operands[0].device.type
+    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
+        return operands
+    dtype = torch.get_autocast_dtype(kind)
+    return tuple(operand.to(dtype) if operand.dtype == torch.float32 else operand for operand in operands)
+
+
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:
     """Keeps an enclosing autocast from lowering the products inside an operation."""
     kind = tensor.device.type

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.delta_rule import chunked
-from kernels.operands import check_shapes, fused_allowed
+from kernels.operands import check_shapes, fused_allowed, lowered
 from kernels.packing import check_documents, forget_before, packed
 
 # The state of one head's step has to fit into a multiprocessor.
@@ -36,7 +36,8 @@ def delta_rule(
     which `normalise` or the caller sees to, and beta in [0, 2] the state cannot grow.
 
     bfloat16 to widths of 256 where they fit, float16 and float32 to 128, on a GPU: Triton kernels (`triton.py`), whose
-    products have bfloat16 operands where q, k and v do and tf32's or float32's precision elsewhere. Else `chunked.py`.
+    products have bfloat16 operands where q, k and v do (of float32 ones autocast makes such), and tf32's or float32's
+    precision elsewhere. Else `chunked.py`.
 
     Args:
         q: [batch, length, heads, key].
@@ -84,7 +85,10 @@ def delta_rule(
     from kernels.delta_rule import triton
 
     scale = size["key"] ** -0.5 if scale is None else scale
-    return triton.delta_rule(q, k, v, beta, log_decay, documents, initial_state, scale=scale, normalise=normalise)
+    dtype = v.dtype
+    q, k, v = lowered(q, k, v)
+    out, state = triton.delta_rule(q, k, v, beta, log_decay, documents, initial_state, scale=scale, normalise=normalise)
+    return out.to(dtype), state
 
 
 def _on_gpu(operands: list[Tensor | None]) -> bool:

@@ -5,7 +5,8 @@
 106.json is the published gallery of ASI-Arch (arXiv 2507.18074); without names the first three programs are taken whose
 recurrence a kernel replaces. Layers have the same random weights and run forward and backward under bf16 autocast:
 `first` is the seconds until the first gradients are there, compiling included; `ms` the median of ten more. `as
-released` keeps the program's own torch.compile; `kernel` drops it. `difference`: of outputs and input gradients in that
+released` keeps the program's own torch.compile, and imports flash-linear-attention where that is installed; `kernel` is
+built as a training here does it, with the stand-ins for both. `difference`: of outputs and input gradients in that
 very step; where it is large, no times are shown. Begin with an empty TRITON_CACHE_DIR and TORCHINDUCTOR_CACHE_DIR.
 Published code runs unconfined here: it is a benchmark for programs that you trust.
 """
@@ -73,8 +74,8 @@ def compare(source: str, rewritten: str, arguments: argparse.Namespace, device: 
     torch.manual_seed(1)
     x = torch.randn(arguments.batch, arguments.length, arguments.dim, device=device)
     try:
-        released = layer(source, arguments, device, compiled=True)
-        kernel = layer(rewritten, arguments, device, compiled=False)
+        released = layer(source, arguments, device, released=True)
+        kernel = layer(rewritten, arguments, device, released=False)
         kernel.load_state_dict(released.state_dict())
         ours = timed(kernel, x)
         say(f"kernel: first {ours.first_s:.1f} s, {ours.later_ms:.1f} ms; now as released, which compiles for minutes")
@@ -104,9 +105,10 @@ class Timed:
     grad: Tensor
 
 
-def layer(source: str, arguments: argparse.Namespace, device: str, *, compiled: bool) -> nn.Module:
+def layer(source: str, arguments: argparse.Namespace, device: str, *, released: bool) -> nn.Module:
+    """With what it imports from flash-linear-attention, where that is installed, or as a training here builds it."""
     torch.manual_seed(0)
-    cls = load_class(source, device=device, compiled=compiled)
+    cls = load_class(source, device=device if released else "cpu", compiled=released)
     return cls(hidden_size=arguments.dim, num_heads=arguments.heads, layer_idx=0).to(device)
 
 

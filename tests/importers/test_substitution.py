@@ -6,15 +6,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from asiarch_hpc.designs.contract import build_block
 from asiarch_hpc.errors import DesignError
 from asiarch_hpc.gate.sandbox import run_isolated
 from asiarch_hpc.gate.static import examine
-from asiarch_hpc.importers.substitution import Agreement, Candidate, candidates, measure, rewrite
+from asiarch_hpc.importers.substitution import Agreement, Candidate, candidates, measure, rewrite, statements
 from asiarch_hpc.records import from_json, to_json
 
 TOLERANCE = 1e-4
@@ -98,6 +100,7 @@ PROGRAM = '''"""A layer with a recurrence of its own."""
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 import torch.nn.functional as F
 from torch import nn
 from fla.modules.l2norm import l2norm  # fla's eps
@@ -200,6 +203,27 @@ def test_equal_functions_are_recognised_and_replaced(
     blocks[1].load_state_dict(blocks[0].state_dict())
     x = torch.randn(2, 45, 16)
     torch.testing.assert_close(blocks[1](x)[0], blocks[0](x)[0], rtol=1e-5, atol=1e-5)
+
+
+def test_products_stay_in_the_precision_of_the_operands() -> None:
+    """A norm that widened them would send bfloat16 to the kernels of float32, which take twenty times as long."""
+    for function in (DELTA, LINEAR):
+        source = program(function)
+        operation = agreement(source).operation
+        assert operation is not None
+        given: list[torch.dtype] = []
+
+        def kernel(q: Tensor, k: Tensor, v: Tensor, *rest: Tensor, given: Any = given, **options: Any) -> Any:
+            given += [q.dtype, k.dtype, v.dtype]
+            return v, v.new_zeros(1, 2, 4, 4)
+
+        scope: dict[str, Any] = {"torch": torch, "kernel": kernel}
+        roles = operation.roles.values()
+        lines = "".join(f"    {line}\n" for line in statements(operation, "kernel"))
+        exec(f"def replacement({', '.join(roles)}):\n{lines}", scope)
+        tensors = [torch.randn(1, 2, 8, 4, dtype=torch.bfloat16) for _ in roles]
+        scope["replacement"](*(x[..., 0] if role == "beta" else x for role, x in zip(roles, tensors, strict=True)))
+        assert given == 3 * [torch.bfloat16]
 
 
 @pytest.mark.parametrize(

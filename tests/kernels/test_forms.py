@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
-from kernels.operands import fused_allowed, plain_forms
+from kernels.delta_rule import delta_rule
+from kernels.linear_attention import linear_attention
+from kernels.operands import fused_allowed, lowered, plain_forms
 from kernels.swiglu import operation
 
 
@@ -30,3 +36,28 @@ def test_no_kernel_runs_where_plain_forms_are_asked_for(monkeypatch: pytest.Monk
     assert not calls
     operation.swiglu(x)
     assert len(calls) == 1
+
+
+def test_autocast_lowers_what_its_own_products_would() -> None:
+    x, exact, half = torch.randn(3), torch.randn(3, dtype=torch.float64), torch.randn(3).half()
+    assert lowered(x, exact) == (x, exact)
+
+    def types() -> list[torch.dtype]:
+        return [operand.dtype for operand in lowered(x, exact, half)]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = [torch.bfloat16, torch.float64, torch.float16]
+        assert types() == torch.compile(types, backend="eager", fullgraph=True)() == expected
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("operation", [delta_rule, linear_attention])
+def test_products_under_autocast(operation: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    q, k, v = (torch.randn(1, 80, 2, 32, device="cuda") for _ in range(3))
+    beta = (torch.rand(1, 80, 2, device="cuda"),) if operation is delta_rule else ()
+    with torch.autocast("cuda", torch.bfloat16):
+        out, state = operation(q, F.normalize(k, dim=-1), v, *beta)
+    expected = operation(q.bfloat16(), F.normalize(k, dim=-1).bfloat16(), v.bfloat16(), *beta)
+    assert out.dtype == torch.float32
+    assert torch.equal(out, expected[0].float())
+    assert torch.equal(state, expected[1])
