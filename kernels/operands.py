@@ -83,13 +83,18 @@ def product_type(*operands: Tensor) -> tuple[torch.dtype, str]:
     return torch.float32, {torch.float16: "tf32", torch.float32: "tf32x3"}[wide]
 
 
-def lowered(*operands: Tensor) -> tuple[Tensor, ...]:
-    """Float32 operands of products in an enclosing autocast's type, which torch's own products would have there."""
-    kind = operands[0].device.type
+def addressable(*operands: Tensor) -> bool:
+    """Whether 32 bits hold every place within a sequence, which the kernels compute them in; [batch, length, ...]."""
+    return all(x.shape[1] * x.stride(1) < 2**31 for x in operands if x.ndim > 1)
+
+
+def lowered(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Operands of products in an enclosing autocast's type, as torch's own products have them; float64 stays."""
+    kind = q.device.type
     if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return operands
-    dtype = torch.get_autocast_dtype(kind)
-    return tuple(operand.to(dtype) if operand.dtype == torch.float32 else operand for operand in operands)
+        return q, k, v
+    q, k, v = (x if x.dtype == torch.float64 else x.to(torch.get_autocast_dtype(kind)) for x in (q, k, v))
+    return q, k, v
 
 
 def without_autocast(tensor: Tensor) -> AbstractContextManager[object]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from kernels.delta_rule import chunked
-from kernels.operands import check_shapes, fused_allowed, lowered
+from kernels.operands import addressable, check_shapes, fused_allowed, lowered
 from kernels.packing import check_documents, forget_before, packed
 
 # The state of one head's step has to fit into a multiprocessor.
@@ -36,8 +36,8 @@ def delta_rule(
     which `normalise` or the caller sees to, and beta in [0, 2] the state cannot grow.
 
     bfloat16 to widths of 256 where they fit, float16 and float32 to 128, on a GPU: Triton kernels (`triton.py`), whose
-    products have bfloat16 operands where q, k and v do (of float32 ones autocast makes such), and tf32's or float32's
-    precision elsewhere. Else `chunked.py`.
+    products have bfloat16 operands where q, k and v do, as autocast makes them, and tf32's or float32's precision
+    elsewhere. Else `chunked.py`.
 
     Args:
         q: [batch, length, heads, key].
@@ -73,7 +73,8 @@ def delta_rule(
         run = partial(delta_rule, scale=scale, chunk_size=chunk_size, normalise=normalise)
         out, last = packed("delta_rule", run, cu_seqlens, (q, k, v, beta, log_decay), initial_state)
         return out, last
-    if not _on_gpu(list(operands.values())):
+    products = lowered(q, k, v) if q.is_cuda else (q, k, v)
+    if not _on_gpu([*products, beta, log_decay, initial_state]):
         return chunked.delta_rule(
             q, k, v, beta, log_decay, scale=scale, initial_state=initial_state, chunk_size=chunk_size,
             normalise=normalise, documents=documents,
@@ -85,10 +86,10 @@ def delta_rule(
     from kernels.delta_rule import triton
 
     scale = size["key"] ** -0.5 if scale is None else scale
-    dtype = v.dtype
-    q, k, v = lowered(q, k, v)
-    out, state = triton.delta_rule(q, k, v, beta, log_decay, documents, initial_state, scale=scale, normalise=normalise)
-    return out.to(dtype), state
+    out, state = triton.delta_rule(
+        *products, beta, log_decay, documents, initial_state, scale=scale, normalise=normalise
+    )
+    return out.to(v.dtype), state
 
 
 def _on_gpu(operands: list[Tensor | None]) -> bool:
@@ -98,6 +99,7 @@ def _on_gpu(operands: list[Tensor | None]) -> bool:
         fused_allowed()
         and all(x.is_cuda and x.dtype in _WIDEST for x in given)
         and all(0 < x.shape[-1] <= min(_WIDEST[y.dtype] for y in given[:3]) for x in given[:3] if x.ndim)
+        and addressable(*given[:3])
         and (max(x.shape[-1] for x in given[:3] if x.ndim) <= 128 or _shared_bytes(given[0].device) >= _SHARED_BYTES)
     )
 

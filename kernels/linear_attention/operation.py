@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from kernels.linear_attention import chunked
-from kernels.operands import fused_allowed, lowered, working_dtype
+from kernels.operands import addressable, fused_allowed, lowered, working_dtype
 from kernels.packing import check_documents, first_tokens, forget_before, packed
 
 _WIDEST = 256
@@ -35,8 +35,8 @@ def linear_attention(
     RetNet (arXiv 2307.08621) and Mamba-2 (arXiv 2405.21060) have one decay a head, GLA (arXiv 2312.06635) one a
     channel, RWKV-6 (arXiv 2404.05892) one a channel and a bonus.
 
-    bfloat16, float16 and float32 to widths of 256, on a GPU: Triton kernels (`triton.py`); under autocast products of
-    float32 tensors have operands of its type. Else `chunked.py`.
+    bfloat16, float16 and float32 to widths of 256, on a GPU: Triton kernels (`triton.py`); under autocast products have
+    operands of its type. Else `chunked.py`.
 
     Args:
         q: [batch, length, heads, key].
@@ -82,10 +82,10 @@ def linear_attention(
     # Here, because importing Triton takes time that only work on a GPU should spend.
     from kernels.linear_attention import triton
 
-    dtype = v.dtype
-    q, k, v = lowered(q, k, v)
-    out, state = triton.linear_attention(q, k, v, log_decay, bonus=bonus, scale=scale, initial_state=initial_state)
-    return out.to(dtype), state
+    # With keys of one channel nothing is a product of matrices, and autocast leaves the like in float32.
+    products = lowered(q, k, v) if q.shape[-1] > 1 else (q, k, v)
+    out, state = triton.linear_attention(*products, log_decay, bonus=bonus, scale=scale, initial_state=initial_state)
+    return out.to(v.dtype), state
 
 
 def _apart(
@@ -120,4 +120,5 @@ def _on_gpu(operands: list[Tensor | None]) -> bool:
         fused_allowed()
         and all(x.is_cuda and x.dtype in _TYPES for x in given)
         and all(0 < x.shape[-1] <= _WIDEST for x in given[:3] if x.ndim)
+        and addressable(*given[:3])
     )

@@ -38,6 +38,7 @@ def compiled(way: Way) -> Callable[[], Way]:
 # Sequences of a check, as many as make an operation take the form that is timed. Decays of channels have one form, and
 # would need much memory in float64.
 ENOUGH = 16
+ENOUGH_OF_DELTA = 32
 
 
 def delta(batch: int, length: int, heads: int, width: int, *, gated: bool = False, documents: bool = False) -> Case:
@@ -65,7 +66,7 @@ def delta(batch: int, length: int, heads: int, width: int, *, gated: bool = Fals
     more = gated or documents
     return Case(
         f"{'gated_' * gated}delta_rule{'_documents' * documents}", label(batch, length, heads, width), make, ours,
-        plain, batch, checked=min(batch, ENOUGH),
+        plain, batch, checked=min(batch, ENOUGH_OF_DELTA),
         rivals=({} if documents else {FLA: _fla_delta}) | {COMPILED: compiled(plain)},
         own={"delta_rule": alone} if more else {},
         flops=6.0 * batch * length * heads * width**2,  # of the recurrence: decay aside, three products with the state

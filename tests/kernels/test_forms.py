@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.delta_rule import delta_rule
 from kernels.linear_attention import linear_attention
-from kernels.operands import fused_allowed, lowered, plain_forms
+from kernels.operands import addressable, fused_allowed, lowered, plain_forms
 from kernels.swiglu import operation
 
 
@@ -38,15 +38,21 @@ def test_no_kernel_runs_where_plain_forms_are_asked_for(monkeypatch: pytest.Monk
     assert len(calls) == 1
 
 
+def test_places_beyond_32_bits_are_left_to_the_plain_forms() -> None:
+    fits, beyond = (torch.empty(1, 2**19, 32, width, device="meta") for width in (127, 128))
+    assert addressable(fits, fits)
+    assert not addressable(fits, beyond)
+
+
 def test_autocast_lowers_what_its_own_products_would() -> None:
     x, exact, half = torch.randn(3), torch.randn(3, dtype=torch.float64), torch.randn(3).half()
-    assert lowered(x, exact) == (x, exact)
+    assert lowered(x, exact, half) == (x, exact, half)
 
     def types() -> list[torch.dtype]:
         return [operand.dtype for operand in lowered(x, exact, half)]
 
     with torch.autocast("cpu", torch.bfloat16):
-        expected = [torch.bfloat16, torch.float64, torch.float16]
+        expected = [torch.bfloat16, torch.float64, torch.bfloat16]
         assert types() == torch.compile(types, backend="eager", fullgraph=True)() == expected
 
 
