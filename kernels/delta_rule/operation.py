@@ -104,8 +104,11 @@ def _on_gpu(operands: list[Tensor | None]) -> bool:
     )
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator, unused-ignore]
 def _shared_bytes(device: torch.device) -> int:
     """The shared memory that one program can have: 227 kB on Hopper, 99 on consumers' GPUs."""
     found: int = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", 49_152)
     return found
+
+
+# What torch.compiler.assume_constant_result does, which loads the compiler, about a second's work, to do it.
+_shared_bytes._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.configurations import find, read_table, trial
-from kernels.delta_rule import chunked, delta_rule, reference
+from kernels.delta_rule import chunked, delta_rule, operation, reference
 from tests.kernels.cases import Operands, error, gradients, repeated, requiring_grad
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -270,6 +270,15 @@ def test_normalising_forms_agree() -> None:
     # With lengths taken first by the caller, the same.
     units = made | {n: made[n] * (made[n].square().sum(-1, keepdim=True) + 1e-6).rsqrt() for n in ("q", "k")}
     assert error(found[0], reference.delta_rule(**units)[0]) < 1e-10
+
+
+@pytest.mark.skipif(INTERPRETED, reason="not about the kernels")
+def test_the_compiler_is_told_without_being_loaded() -> None:
+    code = "import sys, kernels.delta_rule; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    told = torch.compiler.assume_constant_result(lambda: 0)
+    assert vars(told).items() <= vars(operation._shared_bytes).items()
+    assert vars(told)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is it")
