@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
+import shutil
 import subprocess
 import sys
 import time
@@ -77,10 +80,25 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def calm(results: Path) -> RunLayout:
-    """A run that nothing disturbs."""
-    done = subprocess.run(command(results, "calm"), capture_output=True, text=True, check=False)
+def calm(results: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
+    """A run that nothing disturbs; of parallel workers the first that needs it makes it, and each has a copy."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return _undisturbed(results)
+    shared = tmp_path_factory.getbasetemp().parent / "shared"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "made").exists():
+            shutil.rmtree(shared / "calm", ignore_errors=True)
+            _undisturbed(shared)
+            (shared / "made").touch()
+    shutil.copytree(shared, results, dirs_exist_ok=True)
+    return RunLayout.of(results, "calm")
+
+
+def _undisturbed(folder: Path) -> RunLayout:
+    done = subprocess.run(command(folder, "calm"), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "leaderboard" in done.stdout
     assert done.stderr == ""
-    return RunLayout.of(results, "calm")
+    return RunLayout.of(folder, "calm")
