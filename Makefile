@@ -35,7 +35,7 @@ test-gpu: env ## the tests that need a GPU
 	@$(BIN)/python -m pytest -n 0 --ignore=tests/vllm -m gpu $(ARGS)
 
 test-vllm: env $(VLLM)/ready ## the tests with a real vLLM on CPU (an environment of its own, 2 GB)
-	@$(BIN)/python -m pytest tests/vllm $(ARGS)
+	@$(BIN)/python -m pytest tests/vllm -n 2 $(ARGS)
 
 test-vllm-gpu: env ## those with your vLLM on a GPU: VLLM_COMMAND="/path/to/vllm serve" make test-vllm-gpu
 	@$(BIN)/python -m pytest tests/vllm/test_vllm_gpu.py $(ARGS)
