@@ -212,7 +212,9 @@ def test_the_server_ends_with_a_killed_job(tmp_path: Path) -> None:
 
 def test_whoever_was_replaced_ends_and_leaves_the_files_of_the_other(tmp_path: Path) -> None:
     with job(tmp_path, "") as running:
-        service = running.ready()
+        first = running.ready()
+        # The job has noted it as seen, and does nothing for the next five seconds: no write of its own is under way.
+        service = wait_for(lambda: (now := running.service()) and now.seen > first.seen and now, 30)
         server = running.server_processes()[0]
         other = replace(service, url="http://127.0.0.1:9/v1", started=service.started + 1)
         (running.layout.attempts(f"serve-{running.name}") / "002.000").touch()
