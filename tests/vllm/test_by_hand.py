@@ -1,4 +1,8 @@
-"""slurm/vllm.sh, with a command in vLLM's place that shows what it was given."""
+"""A server started by hand: slurm/vllm.sh, with a command in vLLM's place that shows what it was given.
+
+This file is quick, and by its name the first of the quick ones: of parallel processes, the one with the long test
+through Slurm takes a further file with it.
+"""
 
 from __future__ import annotations
 
