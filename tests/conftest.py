@@ -84,15 +84,14 @@ def calm(results: Path, tmp_path_factory: pytest.TempPathFactory) -> RunLayout:
     """A run that nothing disturbs; of parallel workers the first that needs it makes it, and each has a copy."""
     if "PYTEST_XDIST_WORKER" not in os.environ:
         return _undisturbed(results)
-    shared = tmp_path_factory.getbasetemp().parent / "shared"
-    shared.mkdir(exist_ok=True)
-    with (shared / "lock").open("w") as lock:
+    shared = tmp_path_factory.getbasetemp().parent
+    with (shared / "calm.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (shared / "made").exists():
+        if not (shared / "calm.made").exists():
             shutil.rmtree(shared / "calm", ignore_errors=True)
-            _undisturbed(shared)
-            (shared / "made").touch()
-    shutil.copytree(shared, results, dirs_exist_ok=True)
+            _undisturbed(shared / "calm")
+            (shared / "calm.made").touch()
+    shutil.copytree(shared / "calm", results, dirs_exist_ok=True)
     return RunLayout.of(results, "calm")
 
 
