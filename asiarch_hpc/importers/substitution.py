@@ -142,9 +142,10 @@ def statements(operation: Operation, kernel: str) -> list[str]:
     average = operation.name == "moving_average"
     factors = ("decay" in roles or "decays" in roles) and not operation.logarithmic
     lines = ['"""The operation of `kernels` that the published function was measured to equal."""']
-    if factors or (operation.norms and not _normalises(operation)):
+    norms = _norms_in_text(operation)
+    if norms or factors:
         lines += ["def _wide(x):", "    return x.to(torch.promote_types(x.dtype, torch.float32))"]
-    for norm in () if _normalises(operation) else sorted(set(operation.norms.values())):
+    for norm in sorted(set(norms.values())):
         lines += [f"def _{norm}(given):", "    x = _wide(given)", f"    return ({NORMS[norm]}).to(given.dtype)"]
     if factors:
         lines += ["def _log(x):", "    x = _wide(x)", "    return x.clamp_min(torch.finfo(x.dtype).tiny).log()"]
@@ -168,11 +169,12 @@ def _operands(operation: Operation) -> Iterator[str]:
     """Arguments of the kernel, as text; the kernel has [batch, length, heads, dim]."""
     roles = operation.roles
     average = operation.name == "moving_average"
+    norms = _norms_in_text(operation)
     if average:  # h = g h + (1 - g) v is linear attention with keys of one dimension
         yield from ("torch.ones_like(_gate)", "1 - _gate", _laid(operation, roles["v"]))
     for operand in () if average else ("q", "k", "v", "beta"):
         if operand in roles:
-            norm = None if _normalises(operation) else operation.norms.get(operand)
+            norm = norms.get(operand)
             yield _laid(operation, f"_{norm}({roles[operand]})" if norm else roles[operand])
     for operand in ("decay", "decays"):
         if operand in roles:
@@ -183,13 +185,14 @@ def _operands(operation: Operation) -> Iterator[str]:
         yield f"initial_state={_or_none(operation, state, f'{state}.unsqueeze(2)' if average else state)}"
     if not operation.scaled:
         yield "scale=1.0"
-    if _normalises(operation):
+    if operation.norms and not norms:
         yield "normalise=True"
 
 
-def _normalises(operation: Operation) -> bool:
-    """Whether the kernel can do what the function does to q and k: it does so in registers."""
-    return kernel_of(operation) == "delta_rule" and dict(operation.norms) == {"q": "l2", "k": "l2"}
+def _norms_in_text(operation: Operation) -> Mapping[str, str]:
+    """The norms of q and k; none where the kernel has them, as it does so in registers."""
+    in_kernel = kernel_of(operation) == "delta_rule" and dict(operation.norms) == {"q": "l2", "k": "l2"}
+    return {} if in_kernel else operation.norms
 
 
 def _laid(operation: Operation, operand: str) -> str:

@@ -42,6 +42,17 @@ def load_tile(pointer, stride, limit, first, width, C: tl.constexpr, BLOCK: tl.c
 
 
 @triton.jit
+def load_turned(pointer, stride, limit, first, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
+    """As `load_tile`, but [BLOCK, C]. Of what is transposed after loading Triton loads nothing ahead."""
+    row = tl.arange(0, C)[None, :]
+    column = first + tl.arange(0, BLOCK)[:, None]
+    mask = row < limit
+    if not EVEN:
+        mask = mask & (column < width)
+    return tl.load(pointer + row * stride + column, mask=mask, other=0.0)
+
+
+@triton.jit
 def store_tile(pointer, x, stride, limit, first, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
     row = tl.arange(0, C)[:, None]
     column = first + tl.arange(0, BLOCK)[None, :]

@@ -71,12 +71,24 @@ def _state_rows(states, first, column, PART: tl.constexpr, BLOCK: tl.constexpr, 
 
 
 @triton.jit
-def _asked(out_grad, stride, limit, width, states, column, C: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
-           BV: tl.constexpr, PART: tl.constexpr, EVEN: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """HALF columns of a tile [C, BV] times a state."""
+def _against_residual(pointer, stride, limit, width, residual, C: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr,
+                      EVEN: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """A tile [C, BV] times R [BV, C]."""
+    product = tl.zeros((C, C), tl.float32)
+    for first in tl.static_range(0, BV, PART):
+        x = load_tile(pointer, stride, limit, first, width, C, PART, EVEN).to(DOT)
+        product = tl.dot(x, load_rows(residual + first * C, PART, C), product, input_precision=PRECISION)
+    return product
+
+
+@triton.jit
+def _against_state(pointer, stride, limit, width, states, column, C: tl.constexpr, BLOCK: tl.constexpr,
+                   HALF: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN: tl.constexpr, DOT: tl.constexpr,
+                   PRECISION: tl.constexpr):
+    """A tile [C, BV] times HALF columns of a state."""
     product = tl.zeros((C, HALF), tl.float32)
     for first in tl.static_range(0, BV, PART):
-        x = load_tile(out_grad, stride, limit, first, width, C, PART, EVEN).to(DOT)
+        x = load_tile(pointer, stride, limit, first, width, C, PART, EVEN).to(DOT)
         product = tl.dot(x, _state_rows(states, first, column, PART, BLOCK, HALF), product, input_precision=PRECISION)
     return product
 
@@ -84,12 +96,35 @@ def _asked(out_grad, stride, limit, width, states, column, C: tl.constexpr, BLOC
 @triton.jit
 def _carried(residual, states, column, C: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BV: tl.constexpr,
              PART: tl.constexpr, PRECISION: tl.constexpr):
-    """HALF columns of R [BV, C] transposed times a state."""
+    """R [BV, C] transposed times HALF columns of a state."""
     product = tl.zeros((C, HALF), tl.float32)
     for first in tl.static_range(0, BV, PART):
         x = tl.trans(load_rows(residual + first * C, PART, C))
         product = tl.dot(x, _state_rows(states, first, column, PART, BLOCK, HALF), product, input_precision=PRECISION)
     return product
+
+
+@triton.jit
+def _query_grad(read, query, key, weights, cumulative_grad, from_start, GATED: tl.constexpr, APART: tl.constexpr,
+                PRECISION: tl.constexpr):
+    """Of HALF columns, from what dO reads of the state; and what the cumulative decays get of it."""
+    if GATED or APART:
+        read = read * from_start[:, None]
+    if GATED:
+        cumulative_grad += tl.sum(query.to(tl.float32) * read, 1)
+    return tl.dot(weights, key, read, input_precision=PRECISION), cumulative_grad
+
+
+@triton.jit
+def _key_grad(erased, query, key, weights, both, cumulative_grad, from_start, GATED: tl.constexpr,
+              APART: tl.constexpr, PRECISION: tl.constexpr):
+    """Of HALF columns, from what dV erases of the state, without what is carried to the next chunk; likewise."""
+    if GATED or APART:
+        erased = erased * from_start[:, None]
+    if GATED:
+        cumulative_grad += tl.sum(key.to(tl.float32) * erased, 1)
+    grad = tl.dot(weights, query, erased, input_precision=PRECISION)
+    return tl.dot(both, key, grad, input_precision=PRECISION), cumulative_grad
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -127,23 +162,18 @@ def walk_gradients(
     key, more_key, k_factor = _load_halves(k, k_token, limit, KEY, C, BK, HALF, EVEN_K, NORMALISE, EPS, DOT)
     strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
     written = strength[None, :]
+    from_start, cumulative_grad = strength, strength  # where there is nothing to keep, for arguments that are not read
     if GATED or APART:
         between, from_start, to_end, whole = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
 
     # Within the chunk first, one matrix after the other.
-    grad = tl.zeros((C, C), tl.float32)
-    for first in tl.static_range(0, BV, PART):
-        o = load_tile(out_grad, o_token, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
-        grad = tl.dot(o, load_rows(residual + first * C, PART, C), grad, input_precision=PRECISION)
+    grad = _against_residual(out_grad, o_token, limit, VALUE, residual, C, BV, PART, EVEN_V, DOT, PRECISION)
     grad = tl.where(below | on, grad * scale, 0.0)
     if GATED or APART:
         grad = grad * between
     flow = grad * _scores(query, more_query, key, more_key, PRECISION, BK, HALF)
     weights = (grad * written).to(DOT)
-    grad = tl.zeros((C, C), tl.float32)
-    for first in tl.static_range(0, BV, PART):
-        value = load_tile(v_grad, HEADS * VALUE, limit, first, VALUE, C, PART, EVEN_V).to(DOT)
-        grad = tl.dot(value, load_rows(residual + first * C, PART, C), grad, input_precision=PRECISION)
+    grad = _against_residual(v_grad, HEADS * VALUE, limit, VALUE, residual, C, BV, PART, EVEN_V, DOT, PRECISION)
     grad = tl.where(below, -grad, 0.0)
     if GATED or APART:
         grad = grad * between
@@ -155,32 +185,23 @@ def walk_gradients(
     grad = grad * written
     both = (grad + tl.trans(grad)).to(DOT)
 
-    grad = _asked(out_grad, o_token, limit, VALUE, before, 0, C, BK, HALF, BV, PART, EVEN_V, DOT, PRECISION) * scale
-    if GATED or APART:
-        grad = grad * from_start[:, None]
-    if GATED:
-        cumulative_grad += tl.sum(query.to(tl.float32) * grad, 1)
-    grad = tl.dot(weights, key, grad, input_precision=PRECISION)
+    read = _against_state(out_grad, o_token, limit, VALUE, before, 0, C, BK, HALF, BV, PART, EVEN_V, DOT, PRECISION)
+    grad, cumulative_grad = _query_grad(read * scale, query, key, weights, cumulative_grad, from_start, GATED, APART,
+                                        PRECISION)
     more = grad
     if BK > HALF:
-        more = _asked(out_grad, o_token, limit, VALUE, before, HALF, C, BK, HALF, BV, PART, EVEN_V, DOT, PRECISION)
-        more = more * scale
-        if GATED or APART:
-            more = more * from_start[:, None]
-        if GATED:
-            cumulative_grad += tl.sum(more_query.to(tl.float32) * more, 1)
-        more = tl.dot(weights, more_key, more, input_precision=PRECISION)
+        read = _against_state(out_grad, o_token, limit, VALUE, before, HALF, C, BK, HALF, BV, PART, EVEN_V, DOT,
+                              PRECISION)
+        more, cumulative_grad = _query_grad(read * scale, more_query, more_key, weights, cumulative_grad, from_start,
+                                            GATED, APART, PRECISION)
     _store_halves(q_grad + gates * KEY, HEADS * KEY, grad, more, q, q_token, q_factor, limit, length, KEY, C, BK,
                   HALF, EVEN_K, NORMALISE)
 
     weights = tl.trans(weights)
-    grad = -_asked(v_grad, HEADS * VALUE, limit, VALUE, before, 0, C, BK, HALF, BV, PART, EVEN_V, DOT, PRECISION)
-    if GATED or APART:
-        grad = grad * from_start[:, None]
-    if GATED:
-        cumulative_grad += tl.sum(key.to(tl.float32) * grad, 1)
-    grad = tl.dot(weights, query, grad, input_precision=PRECISION)
-    grad = tl.dot(both, key, grad, input_precision=PRECISION)
+    erased = _against_state(v_grad, HEADS * VALUE, limit, VALUE, before, 0, C, BK, HALF, BV, PART, EVEN_V, DOT,
+                            PRECISION)
+    grad, cumulative_grad = _key_grad(-erased, query, key, weights, both, cumulative_grad, from_start, GATED, APART,
+                                      PRECISION)
     carried = _carried(residual, after_grad, 0, C, BK, HALF, BV, PART, PRECISION)
     if GATED or APART:
         carried = carried * to_end[:, None]
@@ -188,14 +209,10 @@ def walk_gradients(
     grad += carried * strength[:, None]
     more = grad
     if BK > HALF:
-        more = -_asked(v_grad, HEADS * VALUE, limit, VALUE, before, HALF, C, BK, HALF, BV, PART, EVEN_V, DOT,
-                       PRECISION)
-        if GATED or APART:
-            more = more * from_start[:, None]
-        if GATED:
-            cumulative_grad += tl.sum(more_key.to(tl.float32) * more, 1)
-        more = tl.dot(weights, more_query, more, input_precision=PRECISION)
-        more = tl.dot(both, more_key, more, input_precision=PRECISION)
+        erased = _against_state(v_grad, HEADS * VALUE, limit, VALUE, before, HALF, C, BK, HALF, BV, PART, EVEN_V, DOT,
+                                PRECISION)
+        more, cumulative_grad = _key_grad(-erased, more_query, more_key, weights, both, cumulative_grad, from_start,
+                                          GATED, APART, PRECISION)
         carried = _carried(residual, after_grad, HALF, C, BK, HALF, BV, PART, PRECISION)
         if GATED or APART:
             carried = carried * to_end[:, None]

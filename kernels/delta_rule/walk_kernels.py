@@ -19,6 +19,7 @@ from kernels.delta_rule.tiles import (
     load_log_decay,
     load_rows,
     load_tile,
+    load_turned,
     locate,
     one_document,
     store_rows,
@@ -122,17 +123,6 @@ def systems(
 
 
 @triton.jit
-def _load_turned(pointer, stride, limit, first, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
-    """As `load_tile`, but [BLOCK, C]."""
-    row = tl.arange(0, C)[None, :]
-    column = first + tl.arange(0, BLOCK)[:, None]
-    mask = row < limit
-    if not EVEN:
-        mask = mask & (column < width)
-    return tl.load(pointer + row * stride + column, mask=mask, other=0.0)
-
-
-@triton.jit
 def _load_factors(factors, at, C: tl.constexpr):
     """Of what a token's key reads, of what it writes, of what its query reads; each [1, C]."""
     factors += at * (FACTORS * C) + tl.arange(0, C)
@@ -176,7 +166,7 @@ def walk_outputs(
         length = tl.minimum(LENGTH - chunk * C, C)
         key = load_tile(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
         query = load_tile(q + start * q_token, q_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
-        value = _load_turned(v + start * v_token, v_token, length, first, VALUE, C, PART, EVEN_V)
+        value = load_turned(v + start * v_token, v_token, length, first, VALUE, C, PART, EVEN_V)
         x = load_rows(system + at * (C * C), C, C)
         weights = load_rows(scores + at * (C * C), C, C)
         reads, writes, asks = _load_factors(factors, at, C)
@@ -232,7 +222,7 @@ def walk_adjoint(
         length = tl.minimum(LENGTH - chunk * C, C)
         key = load_tile(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
         query = load_tile(q + start * q_token, q_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
-        asked = _load_turned(out_grad + start * o_token, o_token, length, first, VALUE, C, PART, EVEN_V)
+        asked = load_turned(out_grad + start * o_token, o_token, length, first, VALUE, C, PART, EVEN_V)
         x = load_rows(system + at * (C * C), C, C)
         weights = load_rows(scores + at * (C * C), C, C)
         reads, writes, asks = _load_factors(factors, at, C)

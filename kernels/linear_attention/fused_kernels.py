@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from kernels.delta_rule.tiles import LARGEST, ZERO_BELOW, first_row, load_log_decay, load_tile, store_tile
+from kernels.delta_rule.tiles import LARGEST, ZERO_BELOW, first_row, load_log_decay, load_tile, load_turned, store_tile
 from kernels.linear_attention.forward_kernels import load_state, store_state
 
 # Arguments whose value must not make another variant of a kernel.
@@ -69,17 +69,6 @@ def _load_sums(sums, total, total_low, C: tl.constexpr, BACK: tl.constexpr, DOT:
 
 
 @triton.jit
-def _load_flipped(pointer, stride, limit, first, width, C: tl.constexpr, BLOCK: tl.constexpr, EVEN: tl.constexpr):
-    """As `load_tile`, but [BLOCK, C]. Of what is transposed after loading Triton loads nothing ahead."""
-    row = tl.arange(0, C)[None, :]
-    column = first + tl.arange(0, BLOCK)[:, None]
-    mask = row < limit
-    if not EVEN:
-        mask = mask & (column < width)
-    return tl.load(pointer + row * stride + column, mask=mask, other=0.0)
-
-
-@triton.jit
 def _walk(
     reader, writer, carried, sums, result, state, checked, count, scale,
     reader_token, writer_token, carried_token, result_token, LENGTH, HEADS, WIDTH, COLUMNS, first, CHECKED,
@@ -109,7 +98,7 @@ def _walk(
         start = (chunk * C).to(tl.int64)
         limit, length = tl.minimum(count - chunk * C, C), tl.minimum(LENGTH - chunk * C, C)
         reads = load_tile(reader + start * reader_token, reader_token, limit, 0, WIDTH, C, B, EVEN_B)
-        writes = _load_flipped(writer + start * writer_token, writer_token, limit, 0, WIDTH, C, B, EVEN_B).to(DOT)
+        writes = load_turned(writer + start * writer_token, writer_token, limit, 0, WIDTH, C, B, EVEN_B).to(DOT)
         carries = load_tile(carried + start * carried_token, carried_token, limit, first, COLUMNS, C, P, EVEN_P)
         if SCALAR:
             between, passed, left = _load_sums(sums + chunk.to(tl.int64) * (2 * C), total, total_low, C, BACK, DOT)
@@ -134,7 +123,7 @@ def _walk(
             own = load_tile(partner + start * partner_token, partner_token, limit, first, COLUMNS, C, P, EVEN_P)
             through = tl.sum(own.to(tl.float32) * found, 1)
             if TWICE:
-                flipped = _load_flipped(
+                flipped = load_turned(
                     carried + start * carried_token, carried_token, limit, first, COLUMNS, C, P, EVEN_P
                 ).to(DOT)
             else:
