@@ -160,23 +160,34 @@ class ShortConvolution(nn.Conv1d):
         if mask is not None:
             x = x * mask.unsqueeze(-1).to(x.dtype)
         if cu_seqlens is None:
-            y, state = self._convolve(x, cache)
+            y = self._convolve(x, cache)
+            state = self._state(x, cache) if output_final_state else None
         else:
             lengths = cu_seqlens.diff().tolist()
             states = [None] * len(lengths) if cache is None else torch.split(cache, 1)
-            parts = [self._convolve(part, s) for part, s in zip(torch.split(x, lengths, dim=1), states, strict=True)]
-            y, state = torch.cat([p[0] for p in parts], dim=1), torch.cat([p[1] for p in parts])
+            parts = list(zip(torch.split(x, lengths, dim=1), states, strict=True))
+            y = torch.cat([self._convolve(*part) for part in parts], dim=1)
+            state = torch.cat([self._state(*part) for part in parts]) if output_final_state else None
         if residual is not None:
             y = y + residual
-        return y, state if output_final_state else None
+        return y, state
 
-    def _convolve(self, x: Tensor, cache: Tensor | None) -> tuple[Tensor, Tensor]:
-        width = self.kernel_size[0]
-        inputs = x if cache is None else torch.cat([cache.to(x.dtype).transpose(1, 2), x], dim=1)
+    def _convolve(self, x: Tensor, cache: Tensor | None) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        y = short_convolution(inputs, self.weight.squeeze(1).to(x.dtype), bias, "silu" if self.activation else None)
-        state = F.pad(inputs, (0, 0, max(0, width - inputs.shape[1]), 0))[:, -width:]
-        return y[:, inputs.shape[1] - x.shape[1] :], state.transpose(1, 2)
+        weight = self.weight.squeeze(1).to(x.dtype)
+        y = short_convolution(_after(cache, x), weight, bias, "silu" if self.activation else None)
+        # A slice of everything would copy its gradient.
+        return y if cache is None else y[:, cache.shape[-1] :]
+
+    def _state(self, x: Tensor, cache: Tensor | None) -> Tensor:
+        """The last `kernel_size` inputs: [sequences, channels, kernel_size]."""
+        width, inputs = self.kernel_size[0], _after(cache, x)
+        return F.pad(inputs, (0, 0, max(0, width - inputs.shape[1]), 0))[:, -width:].transpose(1, 2)
+
+
+def _after(cache: Tensor | None, x: Tensor) -> Tensor:
+    """`x [batch, length, channels]` behind the inputs before it, `cache [batch, channels, tokens]`."""
+    return x if cache is None else torch.cat([cache.to(x.dtype).transpose(1, 2), x], dim=1)
 
 
 def get_unpad_data(attention_mask: Tensor) -> tuple[Tensor, Tensor, int]:

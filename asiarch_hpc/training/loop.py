@@ -25,6 +25,7 @@ from asiarch_hpc.training.deepspeed_engine import DeepSpeedEngine, choose_engine
 from asiarch_hpc.training.engine import Engine, StepResult, TorchEngine, choose_device
 from asiarch_hpc.training.micro_batch import is_out_of_memory
 from asiarch_hpc.training.monitor import Cause, Monitor, Peers, TrainingStoppedError
+from asiarch_hpc.training.objective import compiles, load_compiler_aside
 from asiarch_hpc.training.prefetch import Prefetcher
 from asiarch_hpc.training.progress import Progress, TrainOutcome
 from asiarch_hpc.training.saving import Saver
@@ -92,11 +93,14 @@ def train(
     """
     world = world or World()
     engine_name = choose_engine(scale, world)
-    gpus = range(torch.cuda.device_count()) if choose_device(scale.device).type == "cuda" else ()
+    device = choose_device(scale.device)
+    gpus = range(torch.cuda.device_count()) if device.type == "cuda" else ()
+    if compiles(scale.compile, device):
+        load_compiler_aside()
     with (
         _threads(scale.threads),
         torch.random.fork_rng(devices=gpus),
-        world.connected(choose_device(scale.device)) if engine_name == "deepspeed" else nullcontext(),
+        world.connected(device) if engine_name == "deepspeed" else nullcontext(),
     ):
         model = _build(source, corpus=corpus, scale=scale, dim=dim, depth=depth, seed=seed)
         torch.manual_seed(seed)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from contextlib import AbstractContextManager, nullcontext
+import threading
+from contextlib import AbstractContextManager, nullcontext, suppress
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -40,9 +42,7 @@ class Objective:
         self.precision = choose_precision(scale.precision, device)
         self._model = model
         self._device = device
-        if scale.compile not in ("auto", "on", "off"):
-            raise ConfigError(f"scale.compile={scale.compile!r}: auto, on or off was expected")
-        self._compile = scale.compile == "on" or (scale.compile == "auto" and device.type == "cuda")
+        self._compile = compiles(scale.compile, device)
         self.compiled = False
         self.not_compiled_because = ""
         self.gives_documents = scale.documents_apart and model.asks_for_documents
@@ -113,6 +113,29 @@ def _reason(error: BaseException) -> str:
     lines = [line.strip() for line in f"{type(error).__name__}: {error}".splitlines() if line.strip()]
     said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
     return said[:_REASON_LENGTH]
+
+
+def compiles(name: str, device: torch.device) -> bool:
+    """Whether blocks are to be compiled; `auto` compiles on GPUs.
+
+    Raises:
+        ConfigError: unknown.
+    """
+    if name not in ("auto", "on", "off"):
+        raise ConfigError(f"scale.compile={name!r}: auto, on or off was expected")
+    return name == "on" or (name == "auto" and device.type == "cuda")
+
+
+def load_compiler_aside() -> threading.Thread:
+    """Begins to load torch's compiler, some four seconds' work, in a thread: drawing weights leaves Python idle."""
+
+    def load() -> None:
+        with suppress(Exception):  # whoever compiles will meet it
+            import_module("torch._inductor.compile_fx")
+
+    thread = threading.Thread(target=load, name="load-compiler", daemon=True)
+    thread.start()
+    return thread
 
 
 def choose_precision(name: str, device: torch.device) -> str:

@@ -1,7 +1,7 @@
 """Tokens per second and time to the first step of a training on this GPU, beside flash-linear-attention's model.
 
-    python -m tests.training.bench_training [--tokens FILE.npy] [--only 20m|340m] [--no-fla] [--seconds N]
-                                            [--micro-batch ROWS] [--fla-caches DIR]
+    python -m tests.training.bench_training [--tokens FILE.npy] [--only 20m|340m] [--no-fla] [--no-across]
+                                            [--seconds N] [--micro-batch ROWS] [--fla-caches DIR]
     python -m tests.training.bench_training --make FILE.npy --text FILES_OR_FOLDERS [--format jsonl] --tokenizer FOLDER
 
 Each row of the table is a process of its own. `first step` counts from the start of that process until the first
@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=Path)
     parser.add_argument("--only", choices=sorted(SIZES))
     parser.add_argument("--no-fla", action="store_true")
+    parser.add_argument("--no-across", action="store_true")
     parser.add_argument("--design", default="delta_net")
     parser.add_argument("--compile", default="auto")
     parser.add_argument("--micro-batch", type=int, default=0, help="rows a pass of ours")
@@ -79,8 +80,10 @@ def main() -> None:
     print(f"{'':<22}{'tokens/s':>12}{'rate':>8}{'first step':>12}{'memory':>10}{'loss':>8}", flush=True)
     with tempfile.TemporaryDirectory(prefix="asiarch-bench-") as caches:
         for size in [arguments.only] if arguments.only else SIZES:
-            fla_too = [] if arguments.no_fla else [("fla", "")]
-            for kind, cache in [("ours", "cold"), ("ours", "warm"), ("across", ""), *fla_too]:
+            left_out = {kind for kind in ("fla", "across") if getattr(arguments, f"no_{kind}")}
+            for kind, cache in [("ours", "cold"), ("ours", "warm"), ("across", ""), ("fla", "")]:
+                if kind in left_out:
+                    continue
                 kept = arguments.fla_caches if kind == "fla" else None
                 own = Path(caches) / ("fla" if kind == "fla" else "ours") / size
                 row = in_process(kind, size, kept or own, end - time.monotonic())

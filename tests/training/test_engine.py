@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -253,3 +255,13 @@ def test_gpu_trains_in_bf16_and_continues(source: str, scale: ScaleConfig, tmp_p
     other = TorchEngine(build_model(source, vocab=30, scale=scale, dim=16, depth=2, seed=1), scale)
     other.restore(loaded["engine"])
     assert other.step(make_batch(), 1e-2).loss == pytest.approx(expected, abs=1e-3)
+
+
+def test_the_compiler_is_loaded_aside() -> None:
+    program = (
+        "import sys; from asiarch_hpc.training.objective import load_compiler_aside as load; "
+        "before = 'torch._inductor.compile_fx' in sys.modules; load().join(); "
+        "print(before, 'torch._inductor.compile_fx' in sys.modules)"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["False", "True"]
