@@ -107,24 +107,27 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
         prompts = self._codec.encode_batch([request.args[0] for request in requests])
+        eos = self._codec.eos
         texts = [
-            text_of(ids, request.args[1], self._max_length, begin=self._begin)
+            text_of(ids, request.args[1], self._max_length, begin=self._begin, eos=eos)
             for ids, request in zip(prompts, requests, strict=True)
         ]
-        for text in texts:
-            text.ids = text.ids or [self._codec.eos]
 
         def calls(indices: Iterable[int]) -> Iterator[Call]:
-            rows = [(tuple(texts[index].ids + texts[index].new), index) for index in indices]
+            for index in indices:
+                texts[index].guess_ahead()
+            rows = [(tuple(texts[index].ids + texts[index].guess), index) for index in indices]
             rows.sort(key=lambda row: -len(row[0]))
             start = 0
             for batch in self._batches([ids for ids, _ in rows]):
-                ids = self._padded(batch)
-                places = [at * ids.shape[1] + len(row) - 1 for at, row in enumerate(batch)]
-                yield Call(ids, torch.tensor(places), [index for _, index in rows[start : start + len(batch)]])
+                ids, wanted = self._padded(batch), [index for _, index in rows[start : start + len(batch)]]
+                ends = [at * ids.shape[1] + len(row) for at, row in enumerate(batch)]
+                begins = [end - len(texts[index].guess) - 1 for end, index in zip(ends, wanted, strict=True)]
+                places = [place for span in zip(begins, ends, strict=True) for place in range(*span)]
+                yield Call(ids, torch.tensor(places), wanted)
                 start += len(batch)
 
-        return continue_texts(self._model, texts, calls=calls, decode=self._codec.decode, eos=self._codec.eos)
+        return continue_texts(self._model, texts, calls=calls, decode=self._codec.decode, eos=eos)
 
     def _loglikelihood_tokens(
         self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any

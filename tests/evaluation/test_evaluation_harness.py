@@ -144,6 +144,28 @@ def test_generated_text_ends_with_the_text() -> None:
     assert found == ["b", "a"]
 
 
+@pytest.mark.parametrize("text", ["xyabcab", "q"])
+def test_text_that_repeats_itself_takes_few_passes(text: str) -> None:
+    passes = []
+
+    def counted(ids: Tensor) -> Tensor:
+        passes.append(len(ids))
+        return torch.nn.functional.one_hot(ids, VOCAB).float()
+
+    follows = torch.zeros(VOCAB, VOCAB)
+    follows[torch.arange(VOCAB), ord("a")] = 0.5
+    for one, other in ("ab", "bc", "cd", "da"):  # unlike the prompt, which has an a after its c
+        follows[ord(one), ord(other)] = 1.0
+    model = harness(counted, head=lambda states: states @ follows, max_length=300)
+    (found,) = model.generate_until(requests((text, {"max_gen_toks": 200})))
+    assert found == {"b": "cdab" * 50, "q": "abcd" * 50}[text[-1]]
+    assert len(passes) < 20
+    passes.clear()
+    (found,) = model.generate_until(requests((text, {"max_gen_toks": 200, "until": ["dabcda"]})))
+    assert found == {"b": "c", "q": "abc"}[text[-1]]
+    assert len(passes) < 10
+
+
 def test_a_uniform_model_has_the_uniform_loss() -> None:
     model = harness(head=lambda states: torch.zeros(len(states), VOCAB))
     (value,) = model.loglikelihood_rolling(requests(("x" * 1000,)))
