@@ -7,6 +7,7 @@ written is what one token a pass would write (arXiv 2211.17192; guesses from the
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -26,13 +27,13 @@ class Text:
         until: strings of which the first ends the continuation, without itself.
 
     Attributes:
-        ids: of the prompt and the continuation so far.
+        ids: of the prompt and the continuation so far, 64 bits each.
         guess: of the ids behind them, for the pass under way.
     """
 
     def __init__(self, ids: Sequence[int], tokens: int, until: Sequence[str]) -> None:
-        self.ids: list[int] = []
-        self.guess: list[int] = []
+        self.ids = array("q")
+        self.guess = array("q")
         self._begun = len(ids)
         self._end = len(ids) + tokens
         self._until = [end for end in until if end]
@@ -41,11 +42,6 @@ class Text:
         self._followed: dict[tuple[int, ...], int] = {}  # pairs of tokens, by the place behind the last such pair
         for token in ids:
             self._append(token)
-
-    @property
-    def new(self) -> list[int]:
-        """The continuation so far."""
-        return self.ids[self._begun :]
 
     def _append(self, token: int) -> None:
         if len(self.ids) > 1:
@@ -57,7 +53,7 @@ class Text:
         begin = self._followed.get(tuple(self.ids[-2:]), len(self.ids))
         again = self.ids[begin:]
         count = min(_AHEAD, self._end - len(self.ids) - 1) if again else 0
-        self.guess = [again[at % len(again)] for at in range(count)]
+        self.guess = array("q", (again[at % len(again)] for at in range(count)))
 
     def take(self, likeliest: Sequence[int], *, eos: int, decode: Callable[[Sequence[int]], str]) -> bool:
         """Appends tokens as far as the guess was right, and one more; True where the continuation has ended.
@@ -78,12 +74,12 @@ class Text:
     def _has_ended(self, decode: Callable[[Sequence[int]], str]) -> bool:
         if not self._until:
             return False
-        last = decode(self.ids[max(self._begun, len(self.ids) - self._reach) :])
+        last = decode(self.ids[max(self._begun, len(self.ids) - self._reach) :].tolist())
         return any(end in last for end in self._until)
 
     def answer(self, decode: Callable[[Sequence[int]], str]) -> str:
         """The continuation up to its end."""
-        found = decode(self.new)
+        found = decode(self.ids[self._begun :].tolist())
         for end in self._until:
             found = found.split(end)[0]
         return found

@@ -6,8 +6,9 @@ Importing this module imports lm-eval (about a second, and threads): start the m
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import numpy as np
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
@@ -18,6 +19,7 @@ from asiarch_hpc.evaluation.generation import continue_texts, text_of
 from asiarch_hpc.evaluation.scoring import Call, ServedModel
 
 Pair = tuple[list[int], list[int]]  # ids of a context, and of the continuation to score
+_Row = TypeVar("_Row", bound=Sequence[int])
 
 
 class Tokenizer(Protocol):
@@ -116,7 +118,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         def calls(indices: Iterable[int]) -> Iterator[Call]:
             for index in indices:
                 texts[index].guess_ahead()
-            rows = [(tuple(texts[index].ids + texts[index].guess), index) for index in indices]
+            rows = [(texts[index].ids + texts[index].guess, index) for index in indices]
             rows.sort(key=lambda row: -len(row[0]))
             start = 0
             for batch in self._batches([ids for ids, _ in rows]):
@@ -186,7 +188,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
                     wanted.append(index)
             yield Call(ids, torch.tensor(places), wanted)
 
-    def _batches(self, rows: Sequence[tuple[int, ...]]) -> Iterator[Sequence[tuple[int, ...]]]:
+    def _batches(self, rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
         start = 0
         while start < len(rows):
             count = max(1, self._call_tokens // self._padded_length(len(rows[start])))
@@ -196,9 +198,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _padded_length(self, length: int) -> int:
         return min(-(-length // self._pad_multiple) * self._pad_multiple, self._max_length)
 
-    def _padded(self, rows: Sequence[tuple[int, ...]]) -> Tensor:
-        length = self._padded_length(max(map(len, rows)))
-        return torch.tensor([row + (self._codec.eos,) * (length - len(row)) for row in rows])
+    def _padded(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        ids = np.full((len(rows), self._padded_length(max(map(len, rows)))), self._codec.eos, np.int64)
+        for at, row in enumerate(rows):
+            ids[at, : len(row)] = row
+        return torch.from_numpy(ids)
 
 
 def _without_beginnings(inputs: Sequence[tuple[int, ...]]) -> dict[tuple[int, ...], list[int]]:

@@ -75,6 +75,10 @@ def task_on_rows(config: dict[str, Any], splits: Mapping[str, Sequence[Row]]) ->
         def has_training_docs(self) -> bool:
             return super().has_training_docs() and (self.config.training_split or "train") in rows
 
+        def fewshot_docs(self) -> Any:
+            # lm-eval makes a list of all documents, also where no prompt gets an example.
+            return super().fewshot_docs() if self.config.num_fewshot else []
+
     return OnRows(config=config)
 
 

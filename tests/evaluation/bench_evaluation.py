@@ -2,8 +2,9 @@
 
     python tests/evaluation/bench_evaluation.py --data ../shared/data/eval --tokenizer ../shared/data/tokenizer/gpt2
 
-The weights are random, which costs the same as trained ones; the limits on the loss are lifted for them. Everything
-else is what a trial's evaluation does: the blocks in confined children, the head in this process.
+The weights are random, which costs the same as trained ones, or more: answers that are generated neither end nor
+repeat themselves before their last token (`evaluation.suite=local_all` has some). The limits on the loss are lifted for
+them. Everything else is what a trial's evaluation does: the blocks in confined children, the head in this process.
 """
 
 from __future__ import annotations
