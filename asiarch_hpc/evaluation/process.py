@@ -32,8 +32,9 @@ from asiarch_hpc.errors import EvaluationError
 Model = Callable[[Tensor], Tensor]
 
 _REQUEST = struct.Struct("<qq")  # batch, length
-_REPLY = struct.Struct("<BB8q")  # status, number of dimensions, dimensions; a message may follow
+_REPLY = struct.Struct("<BBB8q")  # status, type of the states, number of dimensions, dimensions; a message may follow
 _OK, _FAILED = 0, 1
+_TYPES = (torch.float32, torch.bfloat16)  # of states; others are sent as the first
 _MESSAGE_BYTES = 4096
 _POLL_MS = 200
 _GRACE_S = 10.0  # for a child to end when it is asked to; a machine under load needs some
@@ -77,7 +78,7 @@ def serve_states(
         )
     memory = mmap.mmap(-1, max_tokens * (8 + 4 * dim))
     ids = torch.frombuffer(memory, dtype=torch.int64, count=max_tokens)
-    states = torch.frombuffer(memory, dtype=torch.float32, count=max_tokens * dim, offset=8 * max_tokens)
+    states = torch.frombuffer(memory, dtype=torch.uint8, count=4 * max_tokens * dim, offset=8 * max_tokens)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
     pid = _fork()
@@ -130,7 +131,7 @@ class ServedStates:
             self._channel.send(_REQUEST.pack(batch, length))
 
     def collect(self) -> Tensor:
-        """The states of the ids submitted last: `[batch, length, dim]` fp32 on the CPU.
+        """The states of the ids submitted last: `[batch, length, dim]` in fp32 or bf16 on the CPU.
 
         The tensor is a view of shared memory that the next `submit` overwrites and that the child can still write
         to: copy what is needed, then check it.
@@ -140,26 +141,28 @@ class ServedStates:
         if not self._loaded:
             self._receive(self._deadline, "loading the model")
             self._loaded = True
-        shape = self._receive(self._deadline, f"running the model on ids [{batch}, {length}]")
+        kind, shape = self._receive(self._deadline, f"running the model on ids [{batch}, {length}]")
         expected = (batch, length, self._dim)
         if shape != expected:
             self._fail(f"the model gave hidden states of shape {list(shape)} for ids [{batch}, {length}], "
                        f"expected {list(expected)}")  # fmt: skip
-        values = self._values[: batch * length * self._dim]
+        values = self._values.view(kind)[: batch * length * self._dim]
         # One pass: a sum of finite numbers is finite unless they are absurdly large, then each is looked at.
         if not bool(torch.isfinite(values.sum())) and not bool(torch.isfinite(values).all()):
             self._fail(f"the model gave hidden states that are not finite for ids [{batch}, {length}]")
         return values.view(expected)
 
-    def _receive(self, deadline: float, doing: str) -> tuple[int, ...]:
+    def _receive(self, deadline: float, doing: str) -> tuple[torch.dtype, tuple[int, ...]]:
         data = self._await(deadline, doing)
         if len(data) < _REPLY.size:
             self._fail(f"the model's process sent {len(data)} bytes while {doing}, expected {_REPLY.size}")
-        status, dims, *sizes = _REPLY.unpack_from(data)
+        status, kind, dims, *sizes = _REPLY.unpack_from(data)
         if status != _OK:
             text = data[_REPLY.size :].decode(errors="replace")
             self._fail(f"{doing} failed: {''.join(c if c.isprintable() else ' ' for c in text)}")
-        return tuple(sizes[: min(dims, 8)])
+        if kind >= len(_TYPES):
+            self._fail(f"the model's process named a type {kind} while {doing}, expected one below {len(_TYPES)}")
+        return _TYPES[kind], tuple(sizes[: min(dims, 8)])
 
     def _await(self, deadline: float, doing: str) -> bytes:
         poll = select.poll()
@@ -244,12 +247,12 @@ def _child(
     code = 1
     try:
         _detach(channel, parent)
-        torch.set_num_threads(threads)
         torch.set_grad_enabled(False)
         if isolate is not None:
             isolate()
+        torch.set_num_threads(threads)  # starts them, and a process of several cannot be isolated
         model = load()
-        channel.send(_REPLY.pack(_OK, 0, *[0] * 8))
+        channel.send(_REPLY.pack(_OK, 0, 0, *[0] * 8))
         while request := channel.recv(_REQUEST.size):
             _answer(channel, model, request, ids, states)
         code = 0
@@ -257,7 +260,7 @@ def _child(
         with contextlib.suppress(BaseException):
             place = traceback.extract_tb(error.__traceback__)[-1]
             text = f"{type(error).__name__}: {error} ({os.path.basename(place.filename)}, line {place.lineno})"
-            channel.send(_REPLY.pack(_FAILED, 0, *[0] * 8) + text.encode(errors="replace")[:_MESSAGE_BYTES])
+            channel.send(_REPLY.pack(_FAILED, 0, 0, *[0] * 8) + text.encode(errors="replace")[:_MESSAGE_BYTES])
     finally:
         os._exit(code)
 
@@ -268,9 +271,19 @@ def _answer(channel: socket.socket, model: Model, request: bytes, ids: Tensor, s
     if not isinstance(out, Tensor) or not out.is_floating_point() or out.dim() > 8:
         found = f"{out.dtype} of {out.dim()} dimensions" if isinstance(out, Tensor) else type(out).__name__
         raise TypeError(f"the model gave {found}, expected floating-point hidden states [batch, length, dim]")
-    if out.numel() <= states.numel():  # else the parent refuses the shape
-        states[: out.numel()].view(out.shape).copy_(out)
-    channel.send(_REPLY.pack(_OK, out.dim(), *out.shape, *[0] * (8 - out.dim())))
+    kind = _TYPES.index(out.dtype) if out.dtype in _TYPES else 0
+    out = out.to(_TYPES[kind])
+    if out.nbytes <= states.nbytes:  # else the parent refuses the shape
+        _copy(out, states.view(out.dtype)[: out.numel()].view(out.shape))
+    channel.send(_REPLY.pack(_OK, kind, out.dim(), *out.shape, *[0] * (8 - out.dim())))
+
+
+def _copy(out: Tensor, to: Tensor) -> None:
+    """Into shared memory; from a GPU by way of page-locked memory, which it writes to many times as fast."""
+    if out.is_cuda:
+        locked = torch.empty(out.shape, dtype=out.dtype, pin_memory=True)
+        out = locked.copy_(out)
+    to.copy_(out)
 
 
 def _detach(channel: socket.socket, parent: int) -> None:

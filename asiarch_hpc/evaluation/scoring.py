@@ -14,7 +14,7 @@ from asiarch_hpc.errors import EvaluationError
 
 
 class States(Protocol):
-    """A model's blocks behind a process border: ids in, hidden states before the final norm out."""
+    """A model's blocks behind a process border: ids in, hidden states before the final norm out, in fp32 or bf16."""
 
     def submit(self, ids: Tensor) -> None: ...
 
@@ -54,7 +54,7 @@ class ServedModel:
     pad_multiple: int = 1
 
     def run(self, calls: Iterable[Call]) -> Iterator[tuple[Call, Tensor]]:
-        """The states `[count, dim]` at the places of each call, in order.
+        """The fp32 states `[count, dim]` at the places of each call, in order.
 
         While the caller works on an answer, the model computes the next.
         """
@@ -65,7 +65,7 @@ class ServedModel:
         while waiting:
             states, call = waiting.popleft()
             # The selection is a copy: nobody else can change the numbers between the check and the sum.
-            chosen = states.collect().flatten(0, 1)[call.places]
+            chosen = states.collect().flatten(0, 1)[call.places].float()
             _submit_next(states, coming, waiting)
             yield call, chosen
 

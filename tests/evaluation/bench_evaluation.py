@@ -74,7 +74,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     options = arguments()
     config = load_config(
-        "laptop",
+        "paper",
         [
             "evaluation.suite=local",
             f"evaluation.data={options.data}",

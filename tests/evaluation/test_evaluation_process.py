@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.evaluation import process
 from asiarch_hpc.evaluation.process import ServedStates, serve_states
+from asiarch_hpc.gate.sandbox import RUNGS, confine_process, probe
 
 VOCAB = 11
 DIM = 11
@@ -69,10 +71,16 @@ def test_states_are_those_of_the_model_for_any_shape_and_type() -> None:
         for shape in ((1, 1), (2, 3), (4, 8), (32, 1)):
             ids = torch.randint(0, VOCAB, shape)
             assert torch.equal(states(ids), plain(ids))
-    with serving(lambda ids: plain(ids).to(torch.bfloat16).transpose(0, 1).contiguous().transpose(0, 1)) as states:
-        found = states(IDS)
-        assert found.dtype == torch.float32
-        assert torch.equal(found, plain(IDS))
+    for kind in (torch.bfloat16, torch.float16, torch.float64):
+        values = torch.randn(*IDS.shape, DIM).to(kind)
+
+        def model(ids: Tensor, values: Tensor = values) -> Tensor:
+            return values.transpose(0, 1).contiguous().transpose(0, 1)
+
+        with serving(model) as states:
+            found = states(IDS)
+            assert found.dtype == (kind if kind == torch.bfloat16 else torch.float32)
+            assert torch.equal(found, values.to(found.dtype))
 
 
 def test_the_model_runs_in_a_child_that_ends_with_the_block() -> None:
@@ -99,6 +107,15 @@ def test_isolation_comes_before_loading() -> None:
     assert order == []  # this process did neither
 
 
+@pytest.mark.parametrize("rung", RUNGS)
+def test_an_isolated_child_may_have_several_threads(rung: str, tmp_path: Path) -> None:
+    if missing := probe(rung):
+        pytest.skip(missing)
+    isolate = functools.partial(confine_process, memory_gb=2.0, writable=[tmp_path], rung=rung, threads=2)
+    with serving(lambda ids: plain(ids) + torch.get_num_threads(), isolate=isolate, threads=2) as states:
+        assert torch.equal(states(IDS), plain(IDS) + 2)
+
+
 def test_the_child_holds_no_file_handler_or_gradient_of_the_parent(tmp_path: Path) -> None:
     def probe(ids: Tensor) -> Tensor:
         out = torch.zeros(*ids.shape, DIM)
@@ -117,6 +134,15 @@ def test_the_child_holds_no_file_handler_or_gradient_of_the_parent(tmp_path: Pat
             assert states(IDS)[0, 0, :5].tolist() == [2, 1, 0, 0, 1]
     finally:
         signal.signal(signal.SIGUSR2, before)
+
+
+def test_a_type_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    forged = process._REPLY.pack(0, len(process._TYPES), 3, 2, 3, DIM, *[0] * 5)
+    with serving(plain) as states:
+        states(IDS)
+        monkeypatch.setattr(ServedStates, "_await", lambda *_: forged)
+        with pytest.raises(EvaluationError, match="type 2"):
+            states(IDS)
 
 
 def wrong_shape(ids: Tensor) -> Tensor:
@@ -236,6 +262,7 @@ def test_the_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, pathlib, signal, time
 from asiarch_hpc.evaluation.process import ServedStates, serve_states
+from asiarch_hpc.gate.sandbox import RUNGS, confine_process, probe
 told = pathlib.Path({str(tmp_path / "pid")!r})
 def load():  # busy, so that the closed channel does not tell it
     told.write_text(str(os.getpid()))
