@@ -218,3 +218,35 @@ def test_it_is_offline_silent_and_leaves_nothing_behind(weights: Path, tmp_path:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(home.iterdir()) == []
     assert list(temporary.iterdir()) == []
+
+
+COMPUTING = """
+import functools, sys, torch, evaluation_toy as toy
+from pathlib import Path
+
+def compute():
+    return torch.ones(1 << 22).add_(1)  # so much that all threads take part
+
+def serve_states(*arguments, serve=toy.serve_states, **options):
+    compute()  # as loading a large embedding does
+    return serve(*arguments, **{**options, "threads": 2, "timeout_s": 30.0})
+
+toy.serve_states = serve_states
+changes = {"tasks": ["recall"], "questions": 5, "heldout_tokens": 2000}
+found = toy.run(Path(sys.argv[1]), Path(sys.argv[2]), changes=changes,
+                wrap=lambda model: lambda ids: model.states(ids) + compute()[0] - 2)
+print(found.loss, torch.get_num_threads())
+"""
+
+
+def test_a_process_of_several_threads_may_compute_before_it_forks(weights: Path, tmp_path: Path) -> None:
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+    ran = subprocess.run(
+        [sys.executable, "-c", COMPUTING, str(weights), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "2", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+    )
+    assert ran.returncode == 0, ran.stderr[-800:]
+    loss, threads = ran.stdout.split()
+    assert (float(loss) > 0, threads) == (True, "2")
