@@ -90,8 +90,12 @@ class Controller:
                     f"baseline {name} could not be trained, so nothing can be compared with it: {reason}; "
                     f"look into {self.layout.root}, put right what failed, and start a new run"
                 )
-            if identifier and not state.experiments[identifier].gate.passed:
-                raise TrainingError(f"baseline {name} was rejected by the gate: {self._gate_file(identifier)}")
+            if identifier and not (gate := state.experiments[identifier].gate).passed:
+                why = next((f"{one.code}: {one.message}" for one in gate.findings if one.severity == "reject"), "")
+                raise TrainingError(
+                    f"baseline {name} was rejected by the gate ({why}); a baseline has to pass, so change the scale, "
+                    f"the limits in `gate` or the baselines, and start a new run; see {self._gate_file(identifier)}"
+                )
         if reason := stages.broken_reference(state, self.config):
             raise TrainingError(f"{reason}; nothing there can be compared with it, look into {self.layout.root}")
         if server := services.broken_server(state):

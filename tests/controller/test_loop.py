@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from asiarch_hpc.controller import run
 from asiarch_hpc.controller.loop import Controller, FatalJobError
-from asiarch_hpc.errors import LeaseError, RecordError, SchedulerError, StoreError
+from asiarch_hpc.errors import LeaseError, RecordError, SchedulerError, StoreError, TrainingError
+from asiarch_hpc.records import Finding, GateReport, Json, to_json
 from asiarch_hpc.store import files, journal
 from asiarch_hpc.store.experiments import scan
 from asiarch_hpc.store.layout import RunLayout
@@ -214,6 +215,25 @@ def test_a_job_that_dies_again_and_again_is_given_up(tmp_path: Path) -> None:
     assert controller.state.losses["propose-00000-00"] == config.limits.submissions - 1
     assert controller.state.causes["job lost"] == 1
     assert controller.state.slots[0].status == "scored"
+
+
+def test_a_baseline_that_the_gate_rejects_ends_the_run_with_the_reason(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path / "run")
+    jobs = SimulatedJobs(layout)
+    found = Finding(code="size.unmatched", severity="reject", message="no size matches the baseline's parameters")
+
+    def propose(arguments: Json, entry: str) -> Json:
+        rejected = to_json(GateReport(passed=False, findings=(found,)))
+        return SimulatedJobs.propose(jobs, arguments, entry) | {"gate": rejected}
+
+    jobs.propose = propose  # type: ignore[method-assign]
+    scheduler = SimulatedScheduler(jobs)
+    controller = controller_of(layout, config_of(), scheduler, Clock())
+    controller.tick()
+    scheduler.work()
+    controller.tick()
+    with pytest.raises(TrainingError, match=r"rejected by the gate \(size.unmatched: no size matches .*gate.json"):
+        controller.done()
 
 
 def test_a_fatal_job_stops_the_run_and_is_tried_again_later(tmp_path: Path) -> None:
