@@ -71,10 +71,7 @@ def evaluate(
     if not config.tasks:
         raise EvaluationError("evaluation.tasks is empty; name at least one task, the benchmark is their mean")
     content, sha256 = _read(weights, expected_sha256)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # a fork carries no other threads over, and would wait for those that had computed
     with serve(content) as trained, serve(None) as fresh:
-        torch.set_num_threads(threads)
         del content
         texts = heldout_texts()
         measurement = _Measurement(texts, tokenizer, config, task_folder, max_length, vocab)

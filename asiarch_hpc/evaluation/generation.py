@@ -11,11 +11,35 @@ from array import array
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from asiarch_hpc.errors import EvaluationError
 from asiarch_hpc.evaluation.scoring import Call, ServedModel
 
 _DEFAULT_TOKENS = 256  # lm-eval's own, where a task names no number
 _AHEAD = 32  # tokens that are guessed at most: a row gets longer by them
+_BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of a part of a character
+
+
+class Decoder:
+    """Text of tokens, and whether a text can have ended with one."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str]) -> None:
+        self._decode = decode
+        self._pieces: dict[int, str] = {}
+
+    def text(self, ids: array[int]) -> str:
+        return self._decode(ids.tolist())
+
+    def may_end(self, token: int, end: str) -> bool:
+        """Whether a text may have got `end` with this token; decoding the text itself for each takes far longer.
+
+        It must have given the last character, or the last part of it; of spaces tokenizers may drop some.
+        """
+        if token not in self._pieces:
+            self._pieces[token] = self._decode([token])
+        piece = self._pieces[token]
+        return not piece or end[-1] == " " or end[-1] in piece or _BROKEN in piece
 
 
 class Text:
@@ -32,54 +56,48 @@ class Text:
     """
 
     def __init__(self, ids: Sequence[int], tokens: int, until: Sequence[str]) -> None:
-        self.ids = array("q")
+        self.ids = array("q", ids)
         self.guess = array("q")
         self._begun = len(ids)
         self._end = len(ids) + tokens
         self._until = [end for end in until if end]
-        # Tokens that an end just written can reach back over, each of a byte at least, and a broken character before.
-        self._reach = max((len(end.encode()) for end in self._until), default=0) + 4
-        self._followed: dict[tuple[int, ...], int] = {}  # pairs of tokens, by the place behind the last such pair
-        for token in ids:
-            self._append(token)
-
-    def _append(self, token: int) -> None:
-        if len(self.ids) > 1:
-            self._followed[tuple(self.ids[-2:])] = len(self.ids)
-        self.ids.append(token)
+        self._ahead = 4
 
     def guess_ahead(self) -> None:
         """Sets `guess`: what came after the last two tokens before, and again what came from there to here."""
-        begin = self._followed.get(tuple(self.ids[-2:]), len(self.ids))
-        again = self.ids[begin:]
-        count = min(_AHEAD, self._end - len(self.ids) - 1) if again else 0
+        ids = np.frombuffer(self.ids, np.int64)
+        before = np.flatnonzero((ids[:-2] == ids[-2:-1]) & (ids[1:-1] == ids[-1])) if len(ids) > 2 else ids[:0]
+        again = self.ids[int(before[-1]) + 2 :] if len(before) else self.guess[:0]
+        count = min(self._ahead, self._end - len(self.ids) - 1) if again else 0
         self.guess = array("q", (again[at % len(again)] for at in range(count)))
 
-    def take(self, likeliest: Sequence[int], *, eos: int, decode: Callable[[Sequence[int]], str]) -> bool:
+    def take(self, likeliest: Sequence[int], *, eos: int, decoder: Decoder) -> bool:
         """Appends tokens as far as the guess was right, and one more; True where the continuation has ended.
 
         Args:
             likeliest: the tokens after `ids` and after each token of the guess.
         """
-        for token, guessed in zip(likeliest, [*self.guess, None], strict=True):
+        for right, (token, guessed) in enumerate(zip(likeliest, [*self.guess, None], strict=True)):
             if token == eos:
                 return True
-            self._append(token)
-            if len(self.ids) == self._end or self._has_ended(decode):
+            self.ids.append(token)
+            if len(self.ids) == self._end or self._has_ended(token, decoder):
                 return True
             if token != guessed:
+                self._ahead = min(2 * right + 4, _AHEAD)
                 break
         return False
 
-    def _has_ended(self, decode: Callable[[Sequence[int]], str]) -> bool:
-        if not self._until:
+    def _has_ended(self, token: int, decoder: Decoder) -> bool:
+        possible = [end for end in self._until if decoder.may_end(token, end)]
+        if not possible:
             return False
-        last = decode(self.ids[max(self._begun, len(self.ids) - self._reach) :].tolist())
-        return any(end in last for end in self._until)
+        found = decoder.text(self.ids[self._begun :])
+        return any(end in found for end in possible)
 
-    def answer(self, decode: Callable[[Sequence[int]], str]) -> str:
+    def answer(self, decoder: Decoder) -> str:
         """The continuation up to its end."""
-        found = decode(self.ids[self._begun :].tolist())
+        found = decoder.text(self.ids[self._begun :])
         for end in self._until:
             found = found.split(end)[0]
         return found
@@ -122,13 +140,13 @@ def continue_texts(
         calls: batches of the texts with these indices, each with its guess; wanted are the places of its last token
             and of its guess.
     """
-    unfinished = set(range(len(texts)))
+    decoder, unfinished = Decoder(decode), set(range(len(texts)))
     while unfinished:
         for call, states in model.run(calls(sorted(unfinished))):
             likeliest, begin = model.likeliest(states), 0
             for index in call.wanted:
                 end = begin + 1 + len(texts[index].guess)
-                if texts[index].take(likeliest[begin:end], eos=eos, decode=decode):
+                if texts[index].take(likeliest[begin:end], eos=eos, decoder=decoder):
                     unfinished.discard(index)
                 begin = end
-    return [text.answer(decode) for text in texts]
+    return [text.answer(decoder) for text in texts]

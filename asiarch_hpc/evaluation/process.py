@@ -13,6 +13,7 @@ import ctypes
 import gc
 import mmap
 import os
+import re
 import select
 import signal
 import socket
@@ -39,6 +40,8 @@ _MESSAGE_BYTES = 4096
 _POLL_MS = 200
 _GRACE_S = 10.0  # for a child to end when it is asked to; a machine under load needs some
 _PR_SET_PDEATHSIG = 1
+_OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*\.so")
+_OMP_PAUSE_HARD = 2
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 
 
@@ -127,8 +130,18 @@ class ServedStates:
             raise EvaluationError(self._ended)
         self._asked, self._deadline = (batch, length), time.monotonic() + self._timeout_s
         self._ids[: ids.numel()] = ids.reshape(-1)
-        with contextlib.suppress(OSError):  # a dead child shows when the answer is awaited
-            self._channel.send(_REQUEST.pack(batch, length))
+        try:
+            early = self._channel.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) if self._loaded else b""
+        except OSError:  # there is nothing
+            early = b""
+        if early:
+            self._fail("the model's process answers what it was not asked")
+        try:
+            self._channel.send(_REQUEST.pack(batch, length), socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._fail("the model's process does not read what it is asked")
+        except OSError:  # a dead child shows when the answer is awaited
+            pass
 
     def collect(self) -> Tensor:
         """The states of the ids submitted last: `[batch, length, dim]` in fp32 or bf16 on the CPU.
@@ -192,10 +205,28 @@ class ServedStates:
 def _fork() -> int:
     sys.stdout.flush()
     sys.stderr.flush()
-    with warnings.catch_warnings():
-        # Python 3.12 warns when other threads exist; the child uses nothing that those could hold.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    _end_openmp_threads()
+    pid = -1
+    try:
+        with warnings.catch_warnings():
+            # Python 3.12 warns when other threads exist; the child uses nothing that those could hold.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            pid = os.fork()
+    finally:
+        if pid != 0:
+            torch.set_num_threads(threads)
+    return pid
+
+
+def _end_openmp_threads() -> None:
+    """Ends those that torch has computed with, until it does so again: a fork carries no threads over, but what it has
+    of OpenMP would wait for them."""
+    with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
+        for path in {line.split(maxsplit=5)[-1].strip() for line in maps if _OPENMP.search(line)}:
+            with contextlib.suppress(OSError, AttributeError):
+                ctypes.CDLL(path).omp_pause_resource_all(_OMP_PAUSE_HARD)
 
 
 def _exit_cause(pid: int, wait_s: float = 0.0) -> str:
@@ -206,8 +237,10 @@ def _exit_cause(pid: int, wait_s: float = 0.0) -> str:
         if info is not None and info.si_code == os.CLD_EXITED:
             return f"exit code {info.si_status}"
         if info is not None:
-            name = signal.Signals(info.si_status).name
-            return f"killed by {name}" + (" (out of memory?)" if info.si_status == signal.SIGKILL else "")
+            number = info.si_status
+            known = number in set(signal.Signals)  # not all real-time ones
+            name = signal.Signals(number).name if known else f"signal {number}"
+            return f"killed by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
         if not (time.monotonic() < until):
             return ""
         time.sleep(0.01)

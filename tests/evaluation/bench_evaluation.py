@@ -89,7 +89,6 @@ def main() -> None:
         ],
     )
     codec = tokenizers.load(Path(options.tokenizer))
-    torch.set_num_threads(1)  # a job's process has not computed anything, either, when it forks
     source = compose(seed_tree(options.design))
     gate = cast(GateReport, SimpleNamespace(dim=options.dim, depth=options.depth, only_precision=""))
     kernels = Path(tempfile.gettempdir()) / "asiarch-no-kernels"

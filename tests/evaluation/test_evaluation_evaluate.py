@@ -228,10 +228,11 @@ def compute():
     return torch.ones(1 << 22).add_(1)  # so much that all threads take part
 
 def serve_states(*arguments, serve=toy.serve_states, **options):
-    compute()  # as loading a large embedding does
+    compute()  # as loading a large embedding does, between the forks of two children
     return serve(*arguments, **{**options, "threads": 2, "timeout_s": 30.0})
 
 toy.serve_states = serve_states
+compute()
 changes = {"tasks": ["recall"], "questions": 5, "heldout_tokens": 2000}
 found = toy.run(Path(sys.argv[1]), Path(sys.argv[2]), changes=changes,
                 wrap=lambda model: lambda ids: model.states(ids) + compute()[0] - 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -142,6 +143,43 @@ def test_generated_text_ends_with_the_text() -> None:
     )
     found = model.generate_until(requests(("xa", {"max_gen_toks": 9}), ("", {"max_gen_toks": 1})))
     assert found == ["b", "a"]
+
+
+class Fallback(Bytes):
+    """Bytes, of which a whole run is unreadable where one is, as in Llama's tokenizer; from 200 on letters."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        found = ""
+        for letters, run in itertools.groupby(ids, lambda token: token >= 200):
+            some = list(run)
+            text = bytes(0 if letters else token for token in some).decode(errors="replace")
+            found += "".join(map(chr, some)) if letters else "\ufffd" * len(some) if "\ufffd" in text else text
+        return found
+
+
+@given(seed=st.integers(0, 10**6), until=st.lists(st.sampled_from(["\n", "a\n", "éa", "é", " ", ""]), max_size=2))
+@settings(deadline=None, max_examples=150)
+def test_text_ends_where_its_tokens_one_after_the_other_end_it(seed: int, until: list[str]) -> None:
+    generator, codec = torch.Generator().manual_seed(seed), Fallback()
+    some = torch.tensor([10, 32, 97, 195, 169])  # among them parts of a character
+    follows = torch.zeros(VOCAB, VOCAB)
+    follows[:, some] = torch.randn(VOCAB, len(some), generator=generator)
+    after = follows.argmax(-1).tolist()
+    ids = [97]
+    while len(ids) < 40:  # one token after the other, and the whole text at each
+        ids.append(after[(ids[-1] * 7 + (ids[-2] if len(ids) > 1 else 0)) % VOCAB])
+        if any(end and end in codec.decode(ids[1:]) for end in until):
+            break
+    expected = codec.decode(ids[1:])
+    for end in filter(None, until):
+        expected = expected.split(end)[0]
+
+    def states(rows: Tensor) -> Tensor:
+        before = torch.nn.functional.pad(rows, (1, 0))[:, :-1]
+        return torch.nn.functional.one_hot((rows * 7 + before) % VOCAB, VOCAB).float()
+
+    model = harness(states, head=lambda x: x @ follows, max_length=64, tokenizer=codec, begin_with_eos=False)
+    assert model.generate_until(requests(("a", {"max_gen_toks": 39, "until": until}))) == [expected]
 
 
 @pytest.mark.parametrize("text", ["xyabcab", "q"])

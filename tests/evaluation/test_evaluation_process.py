@@ -7,6 +7,7 @@ import functools
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -145,6 +146,43 @@ def test_a_type_that_there_is_not_is_refused(monkeypatch: pytest.MonkeyPatch) ->
             states(IDS)
 
 
+def channel() -> socket.socket:
+    """The child's own, as its code can find it."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            found = socket.socket(fileno=int(name))
+            if found.type == socket.SOCK_SEQPACKET:
+                return found
+            found.detach()
+    raise AssertionError
+
+
+def test_an_answer_before_its_question_is_refused() -> None:
+    def model(ids: Tensor) -> Tensor:
+        found = channel()
+        found.send(process._REPLY.pack(0, 0, 3, 2, 3, DIM, *[0] * 5))
+        found.detach()
+        return plain(ids)
+
+    with serving(model) as states:
+        states(IDS)
+        time.sleep(0.5)  # it has sent its second answer
+        with pytest.raises(EvaluationError, match="answers what it was not asked"):
+            states(IDS)
+
+
+def test_a_child_that_does_not_read_does_not_keep_this_process() -> None:
+    with serving(plain) as states:
+        states(IDS)
+        served: ServedStates = states.args[0]  # type: ignore[attr-defined]
+        with contextlib.suppress(BlockingIOError):
+            os.kill(served._pid, signal.SIGSTOP)
+            while True:  # as many requests as it leaves unread
+                served._channel.send(b"unread", socket.MSG_DONTWAIT)
+        with pytest.raises(EvaluationError, match="does not read"):
+            states(IDS)
+
+
 def wrong_shape(ids: Tensor) -> Tensor:
     return plain(ids)[:, :-1]
 
@@ -172,6 +210,11 @@ def exiting(ids: Tensor) -> Tensor:
 
 def killing(ids: Tensor) -> Tensor:
     os.kill(os.getpid(), signal.SIGKILL)
+    return plain(ids)
+
+
+def killing_without_a_name(ids: Tensor) -> Tensor:
+    os.kill(os.getpid(), signal.SIGRTMIN + 6)
     return plain(ids)
 
 
@@ -204,6 +247,7 @@ def closing(ids: Tensor) -> Tensor:
         (raising, r"running the model on ids \[2, 3\] failed: ValueError: found 3 heads \[31m expected 4 \(test_eval"),
         (exiting, "failed: SystemExit: 0"),
         (killing, "killed by SIGKILL"),
+        (killing_without_a_name, f"killed by signal {signal.SIGRTMIN + 6}"),
         (leaving, "ended while running the model .*: exit code 7"),
         (leaving_a_child, "exit code 3"),
         (closing, "closed its channel"),
@@ -261,8 +305,7 @@ def test_processes_that_the_model_started_end_too(tmp_path: Path) -> None:
 def test_the_child_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     program = f"""
 import os, pathlib, signal, time
-from asiarch_hpc.evaluation.process import ServedStates, serve_states
-from asiarch_hpc.gate.sandbox import RUNGS, confine_process, probe
+from asiarch_hpc.evaluation.process import serve_states
 told = pathlib.Path({str(tmp_path / "pid")!r})
 def load():  # busy, so that the closed channel does not tell it
     told.write_text(str(os.getpid()))
