@@ -17,7 +17,7 @@ from asiarch_hpc.errors import EvaluationError
 from asiarch_hpc.evaluation.scoring import Call, ServedModel
 
 _DEFAULT_TOKENS = 256  # lm-eval's own, where a task names no number
-_AHEAD = 32  # tokens that are guessed at most: a row gets longer by them
+_LEAST_AHEAD, _MOST_AHEAD = 4, 32  # tokens that are guessed: a row gets longer by them
 _BROKEN = "\N{REPLACEMENT CHARACTER}"  # what a tokenizer makes of a part of a character
 
 
@@ -29,12 +29,13 @@ class Decoder:
         self._pieces: dict[int, str] = {}
 
     def text(self, ids: array[int]) -> str:
+        """Of all the ids."""
         return self._decode(ids.tolist())
 
     def may_end(self, token: int, end: str) -> bool:
         """Whether a text may have got `end` with this token; decoding the text itself for each takes far longer.
 
-        It must have given the last character, or the last part of it; of spaces tokenizers may drop some.
+        It must have given the last character, or the last part of it. Tokenizers may drop spaces of a token alone.
         """
         if token not in self._pieces:
             self._pieces[token] = self._decode([token])
@@ -61,7 +62,7 @@ class Text:
         self._begun = len(ids)
         self._end = len(ids) + tokens
         self._until = [end for end in until if end]
-        self._ahead = 4
+        self._ahead = _LEAST_AHEAD
 
     def guess_ahead(self) -> None:
         """Sets `guess`: what came after the last two tokens before, and again what came from there to here."""
@@ -84,7 +85,7 @@ class Text:
             if len(self.ids) == self._end or self._has_ended(token, decoder):
                 return True
             if token != guessed:
-                self._ahead = min(2 * right + 4, _AHEAD)
+                self._ahead = min(2 * right + _LEAST_AHEAD, _MOST_AHEAD)
                 break
         return False
 

@@ -15,6 +15,7 @@ agree with our results; where they refuse, the cell says so. `--list` names all 
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import subprocess
 import sys
@@ -286,7 +287,8 @@ def main(words: Sequence[str] | None = None) -> int:
         print("bench-kernels needs a CUDA device, and PyTorch finds none here", file=sys.stderr)
         return 2
     if options.tests:
-        tests = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-m", "gpu", "tests/kernels"]
+        side_by_side = str(max(1, min(8, (os.cpu_count() or 1) // 2)))  # compiling takes most of the time
+        tests = [sys.executable, "-m", "pytest", "-q", "-n", side_by_side, "-m", "gpu", "tests/kernels"]
         if code := subprocess.run(tests, check=False).returncode:
             return code
     seed = int(time.time()) if options.seed is None else options.seed
