@@ -16,7 +16,6 @@ import signal
 import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from asiarch_hpc.config import ExecutorConfig, ranks, ranks_per_node
 from asiarch_hpc.errors import PeerLostError, RecordError, StoreError
 from asiarch_hpc.gate.sandbox import Outcome
 from asiarch_hpc.gate.sandbox.confine import set_parent_death_signal
+from asiarch_hpc.processes import fork
 from asiarch_hpc.store.files import read_json, write_text
 from asiarch_hpc.training.world import World
 from jobs.entry import Attempt, under_srun
@@ -93,15 +93,10 @@ def _started(
     run_rank: Callable[[World], Outcome], worlds: Sequence[World], board: Path, visible: Sequence[str]
 ) -> Iterator[dict[int, World]]:
     """The processes by their ids; those that live at the end are ended, and their sandboxes with them."""
-    sys.stdout.flush()
-    sys.stderr.flush()
     living: dict[int, World] = {}
     try:
         for world in worlds:
-            with warnings.catch_warnings():
-                # Python 3.12 warns when other threads exist; the child uses nothing that those could hold.
-                warnings.simplefilter("ignore", DeprecationWarning)
-                process = os.fork()
+            process = fork()
             if process == 0:
                 _be_rank(run_rank, world, board, visible)
             living[process] = world

@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from asiarch_hpc.agents.key import read_key
 from asiarch_hpc.config import ServerConfig, from_dict
 from asiarch_hpc.errors import ConfigError, RecordError, ServiceError, StoreError
+from asiarch_hpc.processes import signal_name
 from asiarch_hpc.records import Json, Service, from_json, to_json
 from asiarch_hpc.store.files import read_json, write_json
 from asiarch_hpc.store.layout import RunLayout
@@ -171,9 +172,8 @@ class ServerProcess:
         self._reader.join(1.0 if self.ended() else 0.0)
         code = self._process.poll()
         if code is None:
-            how = "it lives"
-        else:
-            how = f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
+            return f"it lives; its last words:\n{last_words(self.lines)}"
+        how = f"exit status {code}" if code >= 0 else f"killed by {signal_name(-code)}"
         return f"{how}; its last words:\n{last_words(self.lines)}"
 
     def stop(self) -> None:

@@ -88,9 +88,10 @@ class Workspace:
 
 @functools.cache
 def _print_of_kernels() -> str:
-    """A hash of this version's operations: what another version compiled is of no use."""
+    """A hash of this version's operations and sizes: what another version compiled is of no use, and graphs that expect
+    results of other shapes fail."""
     folder = Path(kernels.__file__).parent
     found = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in (".py", ".json")):
         found.update(path.read_bytes())
     return found.hexdigest()

@@ -160,28 +160,30 @@ class ShortConvolution(nn.Conv1d):
         if mask is not None:
             x = x * mask.unsqueeze(-1).to(x.dtype)
         if cu_seqlens is None:
-            y = self._convolve(x, cache)
-            state = self._state(x, cache) if output_final_state else None
+            inputs = _after(cache, x)
+            y = self._convolve(inputs, x.shape[1])
+            state = self._state(inputs) if output_final_state else None
         else:
             lengths = cu_seqlens.diff().tolist()
             states = [None] * len(lengths) if cache is None else torch.split(cache, 1)
-            parts = list(zip(torch.split(x, lengths, dim=1), states, strict=True))
-            y = torch.cat([self._convolve(*part) for part in parts], dim=1)
-            state = torch.cat([self._state(*part) for part in parts]) if output_final_state else None
+            parts = [_after(*part) for part in zip(states, torch.split(x, lengths, dim=1), strict=True)]
+            y = torch.cat([self._convolve(*part) for part in zip(parts, lengths, strict=True)], dim=1)
+            state = torch.cat([self._state(part) for part in parts]) if output_final_state else None
         if residual is not None:
             y = y + residual
         return y, state
 
-    def _convolve(self, x: Tensor, cache: Tensor | None) -> Tensor:
-        bias = None if self.bias is None else self.bias.to(x.dtype)
-        weight = self.weight.squeeze(1).to(x.dtype)
-        y = short_convolution(_after(cache, x), weight, bias, "silu" if self.activation else None)
+    def _convolve(self, inputs: Tensor, length: int) -> Tensor:
+        """Output of the last `length` inputs."""
+        bias = None if self.bias is None else self.bias.to(inputs.dtype)
+        weight = self.weight.squeeze(1).to(inputs.dtype)
+        y = short_convolution(inputs, weight, bias, "silu" if self.activation else None)
         # A slice of everything would copy its gradient.
-        return y if cache is None else y[:, cache.shape[-1] :]
+        return y if length == y.shape[1] else y[:, y.shape[1] - length :]
 
-    def _state(self, x: Tensor, cache: Tensor | None) -> Tensor:
+    def _state(self, inputs: Tensor) -> Tensor:
         """The last `kernel_size` inputs: [sequences, channels, kernel_size]."""
-        width, inputs = self.kernel_size[0], _after(cache, x)
+        width = self.kernel_size[0]
         return F.pad(inputs, (0, 0, max(0, width - inputs.shape[1]), 0))[:, -width:].transpose(1, 2)
 
 

@@ -13,15 +13,12 @@ import ctypes
 import gc
 import mmap
 import os
-import re
 import select
 import signal
 import socket
 import struct
-import sys
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
@@ -29,6 +26,7 @@ import torch
 from torch import Tensor
 
 from asiarch_hpc.errors import EvaluationError
+from asiarch_hpc.processes import fork, signal_name
 
 Model = Callable[[Tensor], Tensor]
 
@@ -40,8 +38,6 @@ _MESSAGE_BYTES = 4096
 _POLL_MS = 200
 _GRACE_S = 10.0  # for a child to end when it is asked to; a machine under load needs some
 _PR_SET_PDEATHSIG = 1
-_OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*\.so")
-_OMP_PAUSE_HARD = 2
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 
 
@@ -84,7 +80,7 @@ def serve_states(
     states = torch.frombuffer(memory, dtype=torch.uint8, count=4 * max_tokens * dim, offset=8 * max_tokens)
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     parent = os.getpid()
-    pid = _fork()
+    pid = fork()
     if pid == 0:
         _child(theirs, parent, load, isolate, threads, ids, states)
     theirs.close()
@@ -202,33 +198,6 @@ class ServedStates:
         raise EvaluationError(message)
 
 
-def _fork() -> int:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    _end_openmp_threads()
-    pid = -1
-    try:
-        with warnings.catch_warnings():
-            # Python 3.12 warns when other threads exist; the child uses nothing that those could hold.
-            warnings.simplefilter("ignore", DeprecationWarning)
-            pid = os.fork()
-    finally:
-        if pid != 0:
-            torch.set_num_threads(threads)
-    return pid
-
-
-def _end_openmp_threads() -> None:
-    """Ends those that torch has computed with, until it does so again: a fork carries no threads over, but what it has
-    of OpenMP would wait for them."""
-    with contextlib.suppress(OSError), open("/proc/self/maps") as maps:
-        for path in {line.split(maxsplit=5)[-1].strip() for line in maps if _OPENMP.search(line)}:
-            with contextlib.suppress(OSError, AttributeError):
-                ctypes.CDLL(path).omp_pause_resource_all(_OMP_PAUSE_HARD)
-
-
 def _exit_cause(pid: int, wait_s: float = 0.0) -> str:
     """How the child ended, in words; empty while it runs. Leaves it unreaped, so that its id stays its own."""
     until = time.monotonic() + wait_s
@@ -238,9 +207,7 @@ def _exit_cause(pid: int, wait_s: float = 0.0) -> str:
             return f"exit code {info.si_status}"
         if info is not None:
             number = info.si_status
-            known = number in set(signal.Signals)  # not all real-time ones
-            name = signal.Signals(number).name if known else f"signal {number}"
-            return f"killed by {name}" + (" (out of memory?)" if number == signal.SIGKILL else "")
+            return f"killed by {signal_name(number)}" + (" (out of memory?)" if number == signal.SIGKILL else "")
         if not (time.monotonic() < until):
             return ""
         time.sleep(0.01)

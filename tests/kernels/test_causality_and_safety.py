@@ -60,14 +60,15 @@ def test_a_non_finite_token_is_never_hidden(case: Case, value: float) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 @NAMED
-def test_autocast_does_not_lower_the_precision(case: Case, device: str) -> None:
+def test_autocast_lowers_products_of_the_chunked_kernels_alone(case: Case, device: str) -> None:
     operands = requiring_grad(operands_on(device, case, Sizes(length=65)))
-    expected = case.run(operands)
+    lowered = ("q", "k", "v") if device == "cuda" and case.operation in (delta_rule, linear_attention) else ()
+    expected = case.run(operands | {name: operands[name].bfloat16() for name in lowered})
     with torch.autocast(device, dtype=torch.bfloat16):
         results = case.run(operands)
     for found, wanted in zip(results, expected, strict=True):
-        assert found.dtype == wanted.dtype
-        assert torch.equal(found, wanted)
+        assert found.dtype == torch.float32
+        assert torch.equal(found, wanted.float())
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from asiarch_hpc.records import Role
-from jobs import compiled, training
+from jobs import compiled, training, workspace
 from tests import trials
 
 
@@ -99,3 +99,14 @@ def test_what_a_candidates_code_wrote_is_not_kept(tmp_path: Path, monkeypatch: p
     assert message["status"] == "ok", message
     kept = (tmp_path / "kernels").glob("smoke-*/*.zip")
     assert [path.stem for path in kept] == ([identifier] if role == "baseline" else [])
+
+
+def test_kernels_of_other_sizes_have_a_folder_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A compiled graph knows the shapes of what the operations return, which depend on the table of sizes."""
+    monkeypatch.setattr(workspace.kernels, "__file__", str(tmp_path / "__init__.py"))
+    prints = []
+    for name, text in (("triton.py", "1"), ("triton.py", "2"), ("configurations.json", "{}"), ("README.md", "words")):
+        (tmp_path / name).write_text(text)
+        prints.append(workspace._print_of_kernels.__wrapped__())
+    assert len(set(prints)) == 3
+    assert prints[2] == prints[3]

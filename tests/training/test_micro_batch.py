@@ -130,9 +130,11 @@ def test_measuring_leaves_no_trace() -> None:
     def run_pass(rows: int) -> None:
         model(torch.zeros(rows, 256, 1024, device=device)).backward()
 
-    free, _ = torch.cuda.mem_get_info(device)
     assert fit_micro_batch(run_pass, model, rows=48, device=device, share=0.5, margin=0.1) == 48
-    assert fit_micro_batch(run_pass, model, rows=48, device=device, share=40 * MIB / free, margin=0.1) in (2, 3, 4, 6)
+    # Tests before this one may have left something there, as the workspaces of matrix products.
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    share = (before + 40 * MIB) / free
+    assert fit_micro_batch(run_pass, model, rows=48, device=device, share=share, margin=0.1) in (2, 3, 4, 6)
     assert torch.equal(random, torch.cuda.get_rng_state(device))
     assert model.weight.grad is None
     assert float(model.calls) == 0.0

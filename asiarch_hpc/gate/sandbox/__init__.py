@@ -14,9 +14,8 @@ The first two add Landlock where the kernel has it, and every rung the filter of
 
 The caller should be single-threaded, or at least call from a thread that lives on (the kernel ends the family with
 the thread that forked it). For children with `gpu` it must not have touched CUDA: even `torch.cuda.is_available()`
-leaves a CUDA, or with PYTORCH_NVML_BASED_CUDA_CHECK=1 an NVML, that does not work in forked children. After it has
-used several OpenMP threads, children must keep `threads=1`. Open files of the caller are closed in the child; what it
-has in memory is copied there, so it must hold no secrets when it calls.
+leaves a CUDA, or with PYTORCH_NVML_BASED_CUDA_CHECK=1 an NVML, that does not work in forked children. Open files of the
+caller are closed in the child; what it has in memory is copied there, so it must hold no secrets when it calls.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ import shutil
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +39,7 @@ from asiarch_hpc.gate.sandbox.plan import Plan
 from asiarch_hpc.gate.sandbox.probes import prepare, succeeded
 from asiarch_hpc.gate.sandbox.view import SHARED_MEMORY, view_of
 from asiarch_hpc.gate.sandbox.watch import Watch
+from asiarch_hpc.processes import fork
 
 Rung = Literal["bubblewrap", "namespaces", "landlock", "limits"]
 RUNGS: tuple[Rung, ...] = ("bubblewrap", "namespaces", "landlock", "limits")
@@ -305,13 +304,8 @@ def _run(function: Callable[[], Any], plan: Plan) -> Outcome:
     started = time.monotonic()
     census = Census(plan)
     pipes = Pipes.open()
-    sys.stdout.flush()
-    sys.stderr.flush()
     caller = os.getpid()
-    with warnings.catch_warnings():
-        # Python 3.12 warns of forking beside threads; the child takes no lock that another thread may hold.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        guard = os.fork()
+    guard = fork()
     if guard == 0:
         supervise(function, plan, pipes, caller)  # never returns
     pipes.close_writers()
