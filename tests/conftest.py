@@ -50,7 +50,9 @@ class WholeFiles(LoadScopeScheduling):  # type: ignore[misc]
         return "slurm" if folder.endswith("slurm") else f"{folder}/{path}"
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles:
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles | None:
+    if config.option.dist != "load":  # asked for by name
+        return None
     config.option.loadscopereorder = False  # which would put files of many quick tests first
     return WholeFiles(config, log)
 

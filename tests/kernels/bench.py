@@ -287,8 +287,9 @@ def main(words: Sequence[str] | None = None) -> int:
         print("bench-kernels needs a CUDA device, and PyTorch finds none here", file=sys.stderr)
         return 2
     if options.tests:
-        side_by_side = str(max(1, min(8, (os.cpu_count() or 1) // 2)))  # compiling takes most of the time
-        tests = [sys.executable, "-m", "pytest", "-q", "-n", side_by_side, "-m", "gpu", "tests/kernels"]
+        workers = str(min(14, os.cpu_count() or 1))  # compiling takes most of the time; more would not find memory
+        shared = ["-n", workers, "--dist", "worksteal"]
+        tests = [sys.executable, "-m", "pytest", "-q", *shared, "-m", "gpu", "tests/kernels"]
         if code := subprocess.run(tests, check=False).returncode:
             return code
     seed = int(time.time()) if options.seed is None else options.seed

@@ -194,6 +194,7 @@ class TestKernels:
 
     def test_compiled_whole(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         # The forms' results have other shapes, by which compiled graphs are not told apart.
+        torch._dynamo.reset()
         monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
         made = requiring_grad(operands(40, 16, 16, gated=True))
         backend = "aot_eager" if INTERPRETED else "inductor"
