@@ -70,6 +70,7 @@ def evaluate_trial(
         task_folder=space.corpora / f"{corpus.key}.tasks",
         max_length=config.scale.length,
         clock=time.monotonic,
+        threads=config.scale.threads,
     )
 
 

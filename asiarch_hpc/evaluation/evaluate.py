@@ -44,6 +44,7 @@ def evaluate(
     task_folder: Path,
     max_length: int,
     clock: Callable[[], float],
+    threads: int = 1,
 ) -> Evaluation:
     """Measures held-out loss, bits per byte and task accuracies of the weights in one file.
 
@@ -61,6 +62,7 @@ def evaluate(
         task_folder: where the question files are kept between evaluations.
         max_length: longest input in tokens, normally the training length.
         clock: seconds, for `Evaluation.seconds`.
+        threads: CPU threads that text is turned into tokens with.
 
     Raises:
         EvaluationError: other weights than expected; loss not `config.min_margin` below uniform and untrained;
@@ -74,7 +76,7 @@ def evaluate(
     with serve(content) as trained, serve(None) as fresh:
         del content
         texts = heldout_texts()
-        measurement = _Measurement(texts, tokenizer, config, task_folder, max_length, vocab)
+        measurement = _Measurement(texts, tokenizer, config, task_folder, max_length, vocab, threads)
         before, after, tasks = measurement.run(trained, fresh)
     return Evaluation(
         experiment=experiment,
@@ -112,6 +114,7 @@ class _Measurement:
     task_folder: Path
     max_length: int
     vocab: int
+    threads: int
 
     def run(self, trained: ServedModel, fresh: ServedModel) -> tuple[_Likelihood, _Likelihood, dict[str, TaskScore]]:
         """The fresh model on the first part of the text; the trained one on all of it and on the tasks."""
@@ -125,7 +128,7 @@ class _Measurement:
         folder = self._build(own, text)
         before = self._likelihood(fresh, part)
         mixed = self._likelihood(ServedModel(fresh.states, trained.logits, trained.rows, trained.pad_multiple), part)
-        _check_causal(trained, text, self.tokenizer, self.max_length, config)
+        _check_causal(trained, text, self.tokenizer, self.max_length, config, self.threads)
         after = self._likelihood(trained, text)
         limits = {
             "a uniform guess": math.log(self.vocab),
@@ -160,6 +163,7 @@ class _Measurement:
             max_length=self.max_length,
             batch_size=self.config.batch_size,
             begin_with_eos=begin_with_eos,
+            threads=self.threads,
         )
 
     def _build(self, names: Sequence[str], rolling: Sequence[str]) -> Path:
@@ -223,8 +227,9 @@ def _check_trained(loss: float, limits: Mapping[str, float], margin: float) -> N
 
 
 def _check_causal(
-    model: ServedModel, documents: Sequence[str], tokenizer: Tokenizer, length: int, config: EvaluationConfig
-) -> None:
+    model: ServedModel, documents: Sequence[str], tokenizer: Tokenizer, length: int, config: EvaluationConfig,
+    threads: int,
+) -> None:  # fmt: skip
     """Refuses trained weights whose predictions change when later tokens, or the order of the rows, change.
 
     The gate tests causality before training; a leak may open in training, from a gate that starts at zero. Later
@@ -232,7 +237,8 @@ def _check_causal(
     log-probability of the original next token at each place before its row's cut; at the last of them that token
     itself was replaced, so that a look one token ahead shows.
     """
-    ids = [token for text in documents for token in (tokenizer.eos, *tokenizer.encode(text))]
+    encoded = tokenizer.encode_batch(documents, threads)
+    ids = [token for text in encoded for token in (tokenizer.eos, *text)]
     rows = min(config.batch_size, len(ids) // length)
     if rows < 2:
         return  # too little text for two full rows

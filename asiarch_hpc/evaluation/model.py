@@ -30,7 +30,7 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -50,6 +50,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         begin_with_eos: every sequence starts with `tokenizer.eos`, as the rows of the training do, also one that
             begins in mid-document because it lost its beginning or is a window of rolling likelihood; else only one
             without a context does, as in lm-eval's class for Hugging Face models.
+        threads: CPU threads that text is turned into tokens with.
 
     Attributes:
         scored_tokens: tokens scored by rolling likelihood so far.
@@ -65,6 +66,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         max_length: int,
         batch_size: int,
         begin_with_eos: bool = True,
+        threads: int = 1,
     ) -> None:
         super().__init__()
         self._model = model
@@ -73,6 +75,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         self._call_tokens = batch_size * max_length
         self._pad_multiple = model.pad_multiple
         self._begin = [tokenizer.eos] if begin_with_eos else []
+        self._threads = threads
         self._encoded: dict[str, list[int]] = {}
         self.scored_tokens = 0
 
@@ -83,12 +86,15 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **kwargs: Any) -> list[int]:
         return self._encoded[string] if string in self._encoded else self._codec.encode(string)
 
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self._codec.encode_batch(texts, self._threads)
+
     def loglikelihood(self, requests: list[Any], disable_tqdm: bool = True) -> list[tuple[float, bool]]:
         texts: set[str] = set()
         for context, continuation in (request.args for request in requests):
             texts |= {context + continuation, context.rstrip()}  # what `tok_encode` will be asked for
         ordered = sorted(texts)
-        self._encoded = dict(zip(ordered, self._codec.encode_batch(ordered), strict=True))
+        self._encoded = dict(zip(ordered, self._encode(ordered), strict=True))
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm=True)
         self._encoded = {}
         return found
@@ -96,7 +102,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def loglikelihood_rolling(self, requests: list[Any], disable_tqdm: bool = True) -> list[float]:
         windows: list[Pair] = []
         owners: list[int] = []
-        for index, ids in enumerate(self._codec.encode_batch([request.args[0] for request in requests])):
+        for index, ids in enumerate(self._encode([request.args[0] for request in requests])):
             for window in get_rolling_token_windows(ids, self._codec.eos, self._max_length, context_len=1):
                 context, continuation = make_disjoint_window(window)
                 windows.append((self._begin + context[len(self._begin) :], continuation))
@@ -108,7 +114,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         return totals
 
     def generate_until(self, requests: list[Any], disable_tqdm: bool = True) -> list[str]:
-        prompts = self._codec.encode_batch([request.args[0] for request in requests])
+        prompts = self._encode([request.args[0] for request in requests])
         eos = self._codec.eos
         texts = [
             text_of(ids, request.args[1], self._max_length, begin=self._begin, eos=eos)

@@ -17,6 +17,7 @@ from lm_eval.tasks import TaskManager
 from lm_eval.tasks._yaml_loader import load_yaml
 
 from asiarch_hpc.errors import ConfigError
+from asiarch_hpc.evaluation.documents import reading_once
 from asiarch_hpc.evaluation.sources import Row, read_rows, refuse, task_files
 from asiarch_hpc.evaluation.squad import offline
 
@@ -65,7 +66,7 @@ def load_published(names: Sequence[str], data: str) -> dict[str, list[Task]]:
 
 def task_on_rows(config: dict[str, Any], splits: Mapping[str, Sequence[Row]]) -> Task:
     """A task whose data set is these rows; `config` is that of an lm-eval definition with functions resolved."""
-    base = config.pop("class", ConfigurableTask)
+    base = reading_once(config.pop("class", ConfigurableTask))
     rows = datasets.DatasetDict({name: datasets.Dataset.from_list(list(rows)) for name, rows in splits.items()})
 
     class OnRows(base):  # type: ignore[misc, valid-type]
@@ -103,7 +104,7 @@ def _build(definition: dict[str, Any], files: Mapping[str, Path] | None) -> Task
     if config["task"] == "squadv2":
         config["class"] = offline(config["class"])
     if files is None:
-        task = config.pop("class", ConfigurableTask)(config=config)
+        task = reading_once(config.pop("class", ConfigurableTask))(config=config)
     else:
         splits = _splits(config, files)
         if config["task"] == "hellaswag" and "ctx_a" not in next(iter(splits.values()))[0]:

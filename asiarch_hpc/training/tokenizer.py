@@ -35,7 +35,9 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> list[int]: ...
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]: ...
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        """Ids of each text. Several threads live on, and processes that are forked later must use one."""
+        ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -53,7 +55,7 @@ class ByteTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(text.encode("utf-8"))
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -77,8 +79,8 @@ class SubwordTokenizer:
     def encode(self, text: str) -> list[int]:
         return list(self._inner.encode(text, add_special_tokens=False).ids)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        with _single_threaded():
+    def encode_batch(self, texts: Sequence[str], threads: int = 1) -> list[list[int]]:
+        with _threads(threads):
             return [e.ids for e in self._inner.encode_batch_fast(list(texts), add_special_tokens=False)]
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -121,7 +123,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    with _single_threaded():
+    with _threads(1):
         inner.train_from_iterator(texts, trainer)
     eos = inner.token_to_id(END_OF_TEXT)
     assert eos is not None
@@ -213,15 +215,19 @@ def identity(setting: str) -> str:
 
 
 @contextlib.contextmanager
-def _single_threaded() -> Iterator[None]:
-    # The library's thread pool would break processes that are forked later, and prints a warning then.
-    name = "TOKENIZERS_PARALLELISM"
-    before = os.environ.get(name)
-    os.environ[name] = "false"
+def _threads(count: int) -> Iterator[None]:
+    # The library's pool has the size of its first use. It breaks processes that are forked later and use it, and prints
+    # a warning in others unless they are told not to.
+    wanted = {"TOKENIZERS_PARALLELISM": "false"}
+    if count > 1:
+        wanted = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(count)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -124,6 +124,7 @@ def main() -> None:
             task_folder=Path(folder) / "tasks",
             max_length=config.scale.length,
             clock=time.monotonic,
+            threads=config.scale.threads,
         )
     for name, score in result.tasks.items():
         print(f"{name:16} {score.accuracy:.3f} ± {score.stderr:.3f}, chance {score.chance:.3f}, {score.questions}")

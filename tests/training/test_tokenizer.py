@@ -63,6 +63,30 @@ def test_the_environment_is_left_alone(monkeypatch: pytest.MonkeyPatch, bpe: Tok
     assert os.environ["TOKENIZERS_PARALLELISM"] == "true"
 
 
+SEVERAL = """
+import os, sys
+from pathlib import Path
+from asiarch_hpc.training import tokenizer
+
+bpe, texts = tokenizer.from_json(Path(sys.argv[1]).read_text()), ["one text", "another"] * 1000
+found = bpe.encode_batch(texts, 3)
+threads = len(os.listdir("/proc/self/task"))
+if (child := os.fork()) == 0:
+    os._exit(bpe.encode_batch(texts) != found)
+same = found == [bpe.encode(text) for text in texts]
+print(threads, os.waitpid(child, 0)[1], same, "RAYON_NUM_THREADS" in os.environ)
+"""
+
+
+def test_several_threads_give_the_same_and_forks_go_on(tmp_path: Path, bpe: Tokenizer) -> None:
+    (tmp_path / "bpe").write_text(bpe.to_json())
+    ran = subprocess.run(
+        [sys.executable, "-c", SEVERAL, str(tmp_path / "bpe")], capture_output=True, text=True, timeout=60
+    )
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.split() == ["4", "0", "True", "False"]
+
+
 def test_a_folder_names_its_end_of_text_token(tmp_path: Path, bpe: Tokenizer) -> None:
     inner = json.loads(bpe.to_json())["tokenizer"].replace("<|endoftext|>", "<finis>")
     (tmp_path / "tokenizer.json").write_text(inner)
