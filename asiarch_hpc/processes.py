@@ -1,4 +1,4 @@
-"""Forks of a process that may have computed, and how processes ended."""
+"""Threads and forks of a process that computes, and how processes ended."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Iterator
 
 _OPENMP = re.compile(r"/lib(gomp|iomp5|omp)\b[^/]*\.so")
 _OMP_PAUSE_HARD = 2
@@ -37,6 +38,19 @@ def fork() -> int:
         if torch is not None and pid != 0:
             torch.set_num_threads(threads)
     return pid
+
+
+@contextlib.contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Has torch compute with so many CPU threads."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def signal_name(number: int) -> str:

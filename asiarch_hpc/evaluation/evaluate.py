@@ -19,6 +19,7 @@ from asiarch_hpc.evaluation.scores import averages, benchmark, number, task_scor
 from asiarch_hpc.evaluation.scoring import Call, ServedModel
 from asiarch_hpc.evaluation.sources import OWN_TASKS, published
 from asiarch_hpc.evaluation.tasks import ROLLING, build_tasks
+from asiarch_hpc.processes import torch_threads
 from asiarch_hpc.records import Evaluation, TaskScore
 
 if TYPE_CHECKING:  # importing it imports lm-eval, which must wait until the models' processes are forked
@@ -62,7 +63,8 @@ def evaluate(
         task_folder: where the question files are kept between evaluations.
         max_length: longest input in tokens, normally the training length.
         clock: seconds, for `Evaluation.seconds`.
-        threads: CPU threads that text is turned into tokens with.
+        threads: CPU threads of this process. Its tensors are small, unless the head is on the CPU: with all cores of a
+            node they would wait for each other, and for the models' processes.
 
     Raises:
         EvaluationError: other weights than expected; loss not `config.min_margin` below uniform and untrained;
@@ -73,7 +75,7 @@ def evaluate(
     if not config.tasks:
         raise EvaluationError("evaluation.tasks is empty; name at least one task, the benchmark is their mean")
     content, sha256 = _read(weights, expected_sha256)
-    with serve(content) as trained, serve(None) as fresh:
+    with serve(content) as trained, serve(None) as fresh, torch_threads(threads):
         del content
         texts = heldout_texts()
         measurement = _Measurement(texts, tokenizer, config, task_folder, max_length, vocab, threads)

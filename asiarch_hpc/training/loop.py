@@ -16,6 +16,7 @@ import torch
 
 from asiarch_hpc.config import ScaleConfig
 from asiarch_hpc.errors import ConfigError, PeerLostError, StoreError
+from asiarch_hpc.processes import torch_threads
 from asiarch_hpc.records import Json
 from asiarch_hpc.training import checkpoint
 from asiarch_hpc.training.backbone import LanguageModel, build_model
@@ -98,7 +99,7 @@ def train(
     if compiles(scale.compile, device):
         load_compiler_aside()
     with (
-        _threads(scale.threads),
+        torch_threads(scale.threads),
         torch.random.fork_rng(devices=gpus),
         world.connected(device) if engine_name == "deepspeed" else nullcontext(),
     ):
@@ -349,13 +350,3 @@ def _identity(source: str, *, corpus: Corpus, scale: ScaleConfig, dim: int, dept
 def _prefetching(prefetcher: Prefetcher) -> Iterator[Callable[[int], Batch]]:
     with prefetcher:
         yield prefetcher.batch
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
