@@ -10,10 +10,10 @@ from kernels.swiglu import triton as fused
 from tests.kernels.cases import error
 
 
-@pytest.mark.parametrize(("rows", "dim"), [(1, 1), (7, 17), (40, 300)])
-def test_result_and_gradient(rows: int, dim: int) -> None:
+@pytest.mark.parametrize(("rows", "dim", "spare"), [(1, 1, 3), (7, 17, 3), (40, 300, 3), (9, 24, 0), (5, 272, 4)])
+def test_result_and_gradient(rows: int, dim: int, spare: int) -> None:
     generator = torch.Generator().manual_seed(rows)
-    x = torch.randn(rows, 2 * dim + 3, generator=generator)[:, : 2 * dim] * 4
+    x = (4 * torch.randn(rows, 2 * dim + spare, generator=generator))[:, : 2 * dim]
     dy = torch.randn(rows, dim, generator=generator)
     exact = x.double().requires_grad_()
     y = reference.swiglu(exact)
