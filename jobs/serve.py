@@ -171,9 +171,9 @@ class ServerProcess:
         """How it ended, or that it lives, and its last words."""
         self._reader.join(1.0 if self.ended() else 0.0)
         code = self._process.poll()
-        if code is None:
-            return f"it lives; its last words:\n{last_words(self.lines)}"
-        how = f"exit status {code}" if code >= 0 else f"killed by {signal_name(-code)}"
+        how = "it lives"
+        if code is not None:
+            how = f"exit status {code}" if code >= 0 else f"killed by {signal_name(-code)}"
         return f"{how}; its last words:\n{last_words(self.lines)}"
 
     def stop(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 from asiarch_hpc.processes import signal_name
 
 COMPUTING = """
-import os, sys, torch
+import os, signal, sys, torch
 from pathlib import Path
 from asiarch_hpc.gate.sandbox import run_isolated
 from asiarch_hpc.processes import fork
@@ -24,6 +24,7 @@ def compute():
 def forked():
     pid = fork()
     if pid == 0:
+        signal.alarm(30)  # nobody else ends it
         torch.set_num_threads(2)
         os._exit(compute() != 1 << 23)
     return os.waitpid(pid, 0)[1]

@@ -11,8 +11,8 @@ import datasets
 def reading_once(base: type[Any]) -> type[Any]:
     """A class of lm-eval's tasks that reads a document once, and makes its choices once.
 
-    lm-eval itself takes all documents of a task out of their table twice, and renders the choices of each three times,
-    a third of what an evaluation costs beside the model.
+    lm-eval itself takes the documents that it asks out of their table twice, and renders the choices of each three
+    times: with BLiMP's 33,500 among them, a third of what an evaluation costs beside the model.
     """
 
     class ReadingOnce(base):  # type: ignore[misc]
@@ -20,7 +20,7 @@ def reading_once(base: type[Any]) -> type[Any]:
             self._documents: Sequence[Any] | None = None
             self._choices: dict[int, tuple[Any, list[str]]] = {}
             super().__init__(*args, **options)  # asks for a table
-            found = super().eval_docs
+            found = self.task_docs
             self._documents = found.to_list() if isinstance(found, datasets.Dataset) else found
 
         @property

@@ -216,8 +216,8 @@ def identity(setting: str) -> str:
 
 @contextlib.contextmanager
 def _threads(count: int) -> Iterator[None]:
-    # The library's pool has the size of its first use. It breaks processes that are forked later and use it, and prints
-    # a warning in others unless they are told not to.
+    # The library's pool has the size of its first use. Processes that are forked later have no threads of it and could
+    # wait for them.
     wanted = {"TOKENIZERS_PARALLELISM": "false"}
     if count > 1:
         wanted = {"TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": str(count)}

@@ -37,20 +37,20 @@ SPACE: dict[str, tuple[Any, ...]] = {
 
 
 @triton.jit
-def _place(rows, dim, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _place(rows, dim, stride_parts, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """This program's rows and columns, where the gates begin, and which exist."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < dim)[None, :]
-    return row, column, row[:, None] * stride + column[None, :], inside
+    return row, column, row[:, None] * stride_parts * PART + column[None, :], inside
 
 
 @triton.jit
 def forward_kernel(
     x_ptr, y_ptr, rows, parts, stride_parts, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    dim, stride = parts * PART, stride_parts * PART
-    row, column, at, inside = _place(rows, dim, stride, ROWS, COLUMNS)
+    dim = parts * PART
+    row, column, at, inside = _place(rows, dim, stride_parts, PART, ROWS, COLUMNS)
     gate = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(x_ptr + at + dim, mask=inside, other=0.0).to(tl.float32)
     y = gate * tl.sigmoid(gate) * value
@@ -61,8 +61,8 @@ def forward_kernel(
 def backward_kernel(
     x_ptr, dy_ptr, dx_ptr, rows, parts, stride_parts, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
-    dim, stride = parts * PART, stride_parts * PART
-    row, column, at, inside = _place(rows, dim, stride, ROWS, COLUMNS)
+    dim = parts * PART
+    row, column, at, inside = _place(rows, dim, stride_parts, PART, ROWS, COLUMNS)
     gate = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(x_ptr + at + dim, mask=inside, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + row[:, None] * dim + column[None, :], mask=inside, other=0.0).to(tl.float32)

@@ -139,7 +139,9 @@ def config(**changes: Any) -> EvaluationConfig:
     )
 
 
-def run(weights: Path, folder: Path, *, sha256: str | None = None, changes: Any = None, **options: Any) -> Evaluation:
+def run(
+    weights: Path, folder: Path, *, sha256: str | None = None, changes: Any = None, threads: int = 1, **options: Any
+) -> Evaluation:
     """Evaluates the toy's weights on the first six texts; `options` go to `serve`."""
     return evaluate(
         experiment="3fa9c1",
@@ -155,4 +157,5 @@ def run(weights: Path, folder: Path, *, sha256: str | None = None, changes: Any 
         task_folder=folder,
         max_length=LENGTH,
         clock=time.monotonic,
+        threads=threads,
     )

@@ -10,10 +10,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import evaluation_toy as toy
 import pytest
 import torch
 from evaluation_toy import DIM, LENGTH, VOCAB, Bytes, Toy, from_bytes, run, texts, to_bytes, trained_weights
@@ -251,3 +252,24 @@ def test_a_process_of_several_threads_may_compute_before_it_forks(weights: Path,
     assert ran.returncode == 0, ran.stderr[-800:]
     loss, threads = ran.stdout.split()
     assert (float(loss) > 0, threads) == (True, "2")
+
+
+def test_it_computes_with_the_threads_that_it_is_given(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, computing, encoding = torch.get_num_threads(), set(), set()
+    texts, encode = toy.texts, Bytes.encode_batch
+
+    def heldout() -> list[str]:
+        computing.add(torch.get_num_threads())
+        return texts()
+
+    def encode_batch(self: Bytes, asked: Sequence[str], threads: int = 1) -> list[list[int]]:
+        encoding.add(threads)
+        return encode(self, asked)
+
+    monkeypatch.setattr(toy, "texts", heldout)
+    monkeypatch.setattr(Bytes, "encode_batch", encode_batch)
+    run(weights, tmp_path, changes=QUICK, threads=3)
+    assert (computing, encoding) == ({3}, {3})
+    assert torch.get_num_threads() == before

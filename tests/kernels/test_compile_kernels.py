@@ -49,7 +49,7 @@ def test_a_width_that_eight_divides_is_moved_by_16_bytes(tmp_path: Path, monkeyp
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     kernels = compiled(launches(gates(20, 680)), 90)
     moves = [re.findall(r"(?:ld|st)\.global\S*", kernel.asm["ptx"]) for kernel in kernels]
-    assert len(moves) == 2
+    assert [len(kernel) > 0 for kernel in moves] == [True, True]
     assert all(move.endswith(".v4.b32") for kernel in moves for move in kernel), moves
 
 
