@@ -42,6 +42,13 @@ def wait_for(condition: Any, seconds: float = 300.0) -> Any:
     return value
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Parallel workers compute with a thread each, as do the programs that they start, unless a test says otherwise: with
+    more threads than cores most of the time is spent waiting for each other, up to thirty times that of the work."""
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 class WholeFiles(LoadScopeScheduling):  # type: ignore[misc]
     """Of parallel workers each takes whole files, in their order, and one of them all that share the clusters."""
 
