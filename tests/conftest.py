@@ -43,8 +43,10 @@ def wait_for(condition: Any, seconds: float = 300.0) -> Any:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Parallel workers compute with a thread each, as do the programs that they start, unless a test says otherwise: more
-    threads than cores spend most of the time, up to thirty times that of the work, waiting for each other."""
+    """Parallel workers compute with a thread each, as do the programs that they start, unless a test says otherwise.
+
+    More threads than cores spend most of the time, up to thirty times that of the work, waiting for each other.
+    """
     if hasattr(config, "workerinput"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")
 
