@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +14,6 @@ from torch import Tensor
 
 from kernels.configurations import choose
 from kernels.operands import adjacent
-
-_VECTOR = 16  # numbers whose alignment all moves of 16 bytes can use
 
 
 @dataclass(frozen=True)
@@ -37,20 +34,17 @@ SPACE: dict[str, tuple[Any, ...]] = {
 
 
 @triton.jit
-def _place(rows, dim, stride_parts, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+def _place(rows, dim, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """This program's rows and columns, where the gates begin, and which exist."""
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = (row < rows)[:, None] & (column < dim)[None, :]
-    return row, column, row[:, None] * stride_parts * PART + column[None, :], inside
+    return row, column, row[:, None] * stride + column[None, :], inside
 
 
 @triton.jit
-def forward_kernel(
-    x_ptr, y_ptr, rows, parts, stride_parts, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    dim = parts * PART
-    row, column, at, inside = _place(rows, dim, stride_parts, PART, ROWS, COLUMNS)
+def forward_kernel(x_ptr, y_ptr, rows, dim, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row, column, at, inside = _place(rows, dim, stride, ROWS, COLUMNS)
     gate = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(x_ptr + at + dim, mask=inside, other=0.0).to(tl.float32)
     y = gate * tl.sigmoid(gate) * value
@@ -58,11 +52,8 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
-    x_ptr, dy_ptr, dx_ptr, rows, parts, stride_parts, PART: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr
-):
-    dim = parts * PART
-    row, column, at, inside = _place(rows, dim, stride_parts, PART, ROWS, COLUMNS)
+def backward_kernel(x_ptr, dy_ptr, dx_ptr, rows, dim, stride, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row, column, at, inside = _place(rows, dim, stride, ROWS, COLUMNS)
     gate = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     value = tl.load(x_ptr + at + dim, mask=inside, other=0.0).to(tl.float32)
     dy = tl.load(dy_ptr + row[:, None] * dim + column[None, :], mask=inside, other=0.0).to(tl.float32)
@@ -79,7 +70,7 @@ def forward(x: Tensor) -> Tensor:
     x = adjacent(x)
     y = x.new_empty(x.shape[0], x.shape[1] // 2)
     grid, options = _launch(y)
-    forward_kernel[grid](x, y, *_sizes(x, y), **options)
+    forward_kernel[grid](x, y, *y.shape, x.stride(0), **options)
     return y
 
 
@@ -88,19 +79,8 @@ def backward(x: Tensor, dy: Tensor) -> Tensor:
     x, dy = adjacent(x), dy.contiguous()
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, options = _launch(dy)
-    backward_kernel[grid](x, dy, dx, *_sizes(x, dy), **options)
+    backward_kernel[grid](x, dy, dx, *dy.shape, x.stride(0), **options)
     return dx
-
-
-def _sizes(x: Tensor, y: Tensor) -> tuple[int, int, int, int]:
-    """Rows, columns and distance of x's rows in parts, and numbers of a part.
-
-    Of a number that is not known at compile time Triton asks only whether 16 divides it; for the widths of a SwiGLU,
-    which 8 often divides, it would move two bytes at a time.
-    """
-    rows, dim = y.shape
-    part = math.gcd(dim, x.stride(0), _VECTOR)
-    return rows, dim // part, x.stride(0) // part, part
 
 
 def _launch(y: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
