@@ -39,3 +39,16 @@ def test_results_and_gradients(rows: int, dim: int, gated: bool, weighted: bool,
         found = dict(zip(("x", "weight", "gate"), fused.backward(x, weight, gate, 1e-6, silu, dy), strict=True))
     for name, expected in wanted.items():
         assert error(found[name], expected) < 1e-5, name
+
+
+def test_many_programs_share_a_weights_gradient() -> None:
+    """More of them than are summed at a time."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(300, 10, generator=generator) for _ in range(2))
+    weight = torch.randn(10, generator=generator)
+    exact = weight.double().requires_grad_()
+    y = reference.rms_norm(x.double(), exact)
+    (wanted,) = torch.autograd.grad(y, exact, dy.double())
+    with trial("rms_norm", {"elements": 16, "warps": 4, "programs": 300, "stages": 1}):
+        _, found, _ = fused.backward(x, weight, None, 1e-6, False, dy)
+    assert error(found, wanted) < 1e-5

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip("triton")
 
 from kernels.configurations import find, read_table
-from tests.kernels.bench_channels import gates, norm
+from tests.kernels.bench_channels import norm
 from tests.kernels.bench_mixers import delta
 from tests.kernels.candidates import Candidates
 from tests.kernels.tune import changed
@@ -32,15 +32,15 @@ def test_rows_that_might_fault_are_refused() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     shape = {"bits": 16, "width": 1024, "gated": 0}
     start = find(read_table(), "rms_norm", "sm_90", shape)
-    candidates = Candidates("rms_norm", [norm(64, 1024, gated=False)], start, capability=90, most_shared=96)
-    assert str(candidates.refusal(start)).endswith("_kernel: 4000 bytes more of shared memory than there are")
+    candidates = Candidates("rms_norm", [norm(64, 1024, gated=False)], start, capability=90, most_shared=160)
+    assert str(candidates.refusal(start)).endswith("backward_kernel: 3936 bytes more of shared memory than there are")
 
 
 def test_configurations_of_the_same_kernels_are_one() -> None:
-    start = find(read_table(), "swiglu", "sm_90", {"bits": 16, "width": 96})
-    candidates = Candidates("swiglu", [gates(20, 96)], start, capability=90, most_shared=232_448)
-    assert candidates.identity(start) == candidates.identity(changed(start, "columns", 512))  # as many as 128 there
-    assert candidates.identity(start) != candidates.identity(changed(start, "columns", 64))
-    assert candidates.refusal({"elements": 2048}) == (
-        "TypeError Sizes.__init__() missing 2 required positional arguments: 'columns' and 'warps'"
+    start = find(read_table(), "rms_norm", "sm_90", {"bits": 16, "width": 2048, "gated": 0})
+    candidates = Candidates("rms_norm", [norm(33, 2048, gated=False)], start, capability=90, most_shared=232_448)
+    assert candidates.identity(start) == candidates.identity(changed(start, "elements", 1024))  # a row as well
+    assert candidates.identity(start) != candidates.identity(changed(start, "elements", 4096))
+    assert candidates.refusal({"elements": 2048, "warps": 4}) == (
+        "TypeError Sizes.__init__() missing 2 required positional arguments: 'programs' and 'stages'"
     )

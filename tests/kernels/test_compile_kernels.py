@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 pytest.importorskip("triton")
 
 from tests.kernels import bench, compile_kernels
-from tests.kernels.absent_gpu import Launch, launches
+from tests.kernels.absent_gpu import Launch, compiled, launches
 from tests.kernels.bench import all_cases
 from tests.kernels.bench_case import Case
 from tests.kernels.bench_channels import gates, head, norm
@@ -34,7 +35,7 @@ def test_long_sequences_are_scanned_in_segments() -> None:
 
 @pytest.mark.parametrize(
     ("case", "kernels"),
-    [(head(1, 65, 128), 4), (head(1, 65, 1024), 4), (norm(33, 100, gated=True), 2), (gates(20, 100), 2)],
+    [(head(1, 65, 128), 4), (head(1, 65, 1024), 4), (norm(33, 100, gated=True), 3), (gates(20, 100), 2)],
     ids=lambda value: value.name if isinstance(value, Case) else "",
 )
 def test_compiles_for_hopper(case: Case, kernels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -42,6 +43,14 @@ def test_compiles_for_hopper(case: Case, kernels: int, tmp_path: Path, monkeypat
     uses = [use(launch, 90) for launch in launches(case)]
     assert len(uses) == kernels
     assert all(one.registers > 0 and not one.over for one in uses)
+
+
+def test_a_width_that_eight_divides_is_moved_by_16_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    kernels = compiled(launches(gates(20, 680)), 90)
+    moves = [re.findall(r"(?:ld|st)\.global\S*", kernel.asm["ptx"]) for kernel in kernels]
+    assert [len(kernel) > 0 for kernel in moves] == [True, True]
+    assert all(move.endswith(".v4.b32") for kernel in moves for move in kernel), moves
 
 
 def test_what_does_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

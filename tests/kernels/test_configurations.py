@@ -124,7 +124,7 @@ class TestHopper:
             norm = {"elements": 2048, "warps": 4 if width <= 4096 else 8, "programs": 528, "stages": 3}
             for gated in (0, 1):
                 self.compare("rms_norm", norm, bits=bits, width=width, gated=gated)
-            self.compare("swiglu", {"elements": 2048, "columns": 256, "warps": 4}, bits=bits, width=width)
+            self.compare("swiglu", {"elements": 2048, "warps": 4}, bits=bits, width=width)
             self.compare("short_convolution", walks, bits=bits, width=width, taps=4)
             wide = {"tokens": 64, "summed": 512, "bytes": 4}
             self.compare("short_convolution_wide", wide, bits=bits, width=width, taps=64)

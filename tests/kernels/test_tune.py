@@ -126,7 +126,8 @@ class TestWritten:
 
     def test_what_is_faster_is_written_for_its_device_and_range_only(self, path: Path) -> None:
         before = read_table(path)
-        self.tuned(path, 4096, 0.5)
+        said = self.tuned(path, 4096, 0.5)
+        assert said[-1] == "swiglu [{'bits': 16, 'width': 680}]: 0.500 of the time with elements 4096"
         table = read_table(path)
         shape = {"bits": 16, "width": 1000}
         assert find(table, "swiglu", "sm_120", shape)["elements"] == 4096
@@ -138,12 +139,12 @@ class TestWritten:
         assert [file.name for file in path.parent.iterdir()] == [path.name]
 
     def test_what_is_not_faster_is_not_written(self, path: Path) -> None:
-        self.tuned(path, 2048, 1.0)
+        assert self.tuned(path, 2048, 1.0)[-1].endswith("nothing faster than what the table has")
         assert path.read_text() == TABLE.read_text()
 
     def test_what_is_faster_is_kept_where_a_later_candidate_ends_the_process(self, path: Path) -> None:
         def cost(configuration: dict[str, Any]) -> float:
-            if configuration["columns"] != 256:
+            if configuration["warps"] != 4:
                 raise RuntimeError("CUDA error: an illegal memory access was encountered")
             return {2048: 1.0, 4096: 0.5}.get(configuration["elements"], 2.0)
 
@@ -187,8 +188,10 @@ def test_candidates_are_checked_before_they_are_timed(cuda: None) -> None:
     draw, said = Draw.from_seed(0, "cpu"), list[str]()
     [task] = tasks([case], lambda case: tuner.asked_shapes(case, draw))
     assert task.shapes == ((("bits", 16), ("width", 6)),)
-    cost = tuner.cost_on_this_gpu(task, draw, said.append, lambda configuration: None)
+    start = {"elements": 2048}
+    cost = tuner.cost_on_this_gpu(task, start, draw, said.append, lambda configuration: None)
     assert [cost({"elements": elements}) for elements in (2048, 1024, 4096, 512)] == [1.0, 1.5, None, None]
+    assert said[::2] == ["  as in the table", "  elements 1024", "  elements 4096", "  elements 512"]
     assert said[1::2] == [
         "    1.000 of the first one's time",
         "    1.500 of the first one's time",

@@ -72,6 +72,12 @@ def value_of(configuration: Mapping[str, Any], entry: str) -> Any:
     return value_of(found, rest) if rest and found is not None else found
 
 
+def difference(configuration: Mapping[str, Any], other: Mapping[str, Any], space: Space) -> str:
+    """The entries of a space that another configuration has otherwise, with its values."""
+    here, there = ({entry: value_of(one, entry) for entry in space} for one in (configuration, other))
+    return ", ".join(f"{entry} {there[entry]}" for entry in space if there[entry] != here[entry])
+
+
 def as_text(configuration: Mapping[str, Any]) -> str:
     return json.dumps(configuration, sort_keys=True)
 
@@ -173,14 +179,17 @@ def asked_shapes(case: Case, draw: Draw) -> list[Shape]:
 
 
 def cost_on_this_gpu(
-    task: Task, draw: Draw, say: Callable[[str], None], refusal: Callable[[Configuration], str | None]
-) -> Cost:
-    """Mean of the cases' times, each in units of its first one."""
+    task: Task, start: Configuration, draw: Draw, say: Callable[[str], None],
+    refusal: Callable[[Configuration], str | None],
+) -> Cost:  # fmt: skip
+    """Mean of the cases' times, each in units of its first one; says what each configuration has otherwise than `start`
+    has it."""
     first: dict[str, float] = {}
+    space = import_module(LAUNCHED_BY[task.operation]).SPACE
 
     def cost(configuration: Configuration) -> float | None:
         shares = []
-        say(f"  {json.dumps(configuration)}")
+        say(f"  {difference(start, configuration, space) or 'as in the table'}")
         if wrong := refusal(configuration):
             say(f"    refused: {wrong}")
             return None
@@ -229,13 +238,18 @@ def tune(
     looking: dict[str, Any] = {"better": keep}
     if candidates is not None:
         looking |= {"prepare": candidates.prepare, "identity": partial(_identity, candidates)}
-    best = search(start, import_module(LAUNCHED_BY[task.operation]).SPACE, cost, out_of_time, **looking)
-    share = cost(best) if best != start else 1.0
-    say(f"{task.operation} {[dict(shape) for shape in task.shapes]}: {share} of the time, {json.dumps(best)}")
+    space = import_module(LAUNCHED_BY[task.operation]).SPACE
+    said = f"{task.operation} {[dict(shape) for shape in task.shapes]}"
+    say(f"{said}, from {json.dumps(start)}, by {', '.join(case.name for case in task.cases)}")
+    best = search(start, space, cost, out_of_time, **looking)
+    found = f"{said}: nothing faster than what the table has"
+    share = cost(best) if best != start else None
     if share is not None and share < WORTH:
+        found = f"{said}: {share:.3f} of the time with {difference(start, best, space)}"
         keep(best, share)
     else:
         write(before, path)
+    say(found + (", of what was tried before time was up" if out_of_time() else ""))
 
 
 def _identity(candidates: Candidates, configuration: Configuration) -> Hashable:
@@ -275,7 +289,7 @@ def main(words: Sequence[str] | None = None) -> int:
         candidates = Candidates(
             task.operation, task.cases, start, capability=int(device.removeprefix("sm_")), most_shared=most_shared
         )
-        cost = cost_on_this_gpu(task, draw, say, candidates.refusal)
+        cost = cost_on_this_gpu(task, start, draw, say, candidates.refusal)
         tune(
             task, options.output, device, cost, measured=measured, out_of_time=lambda: time.monotonic() >= end, say=say,
             candidates=candidates,
