@@ -73,7 +73,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "fused.chunk": (32, 64, 128),
     "fused.columns": (None, 32, 64),
     "fused.warps": (1, 2, 4, 8),
-    "fused.stages": (1, 2, 3, 4),
+    "fused.stages": (1, 2, 3, 4, 5),
     "fused.gradient_chunk": (32, 64, 128),
     "fused.gradient_columns": (None, 32, 64),
     "fused.gradient_warps": (1, 2, 4, 8),

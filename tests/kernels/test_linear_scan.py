@@ -37,23 +37,32 @@ def draw(batch: int, length: int, dim: int, dtype: torch.dtype, *, constant: boo
     return x, -(torch.randn(*shape, device="cuda") - 2).exp().to(dtype)
 
 
-def compare(x: Tensor, log_decay: Tensor) -> None:
-    """Against the plain form in float64, which the other files compare with the reference; never much worse than it is
-    in the same precision; and the same bits again."""
+def compare(*draws: tuple[Tensor, Tensor]) -> None:
+    """Against the plain form in float64, which the other files compare with the reference; over all draws never much
+    worse than it is in the same precision; and the same bits again."""
     torch.full((2**26,), torch.nan, device="cuda")  # what is not written shows
+    made = [_results(x, log_decay) for x, log_decay in draws]
+    for a, b, c in zip(*(zip(*way, strict=True) for way in zip(*made, strict=True)), strict=True):
+        assert [x.dtype for x in a] == [x.dtype for x in b]
+        mine, plain, exact = (torch.cat([x.flatten().double() for x in each]) for each in (a, b, c))
+        limit = TOLERANCES.get(draws[0][0].dtype, 1e-2)
+        assert error(mine, exact) < min(limit, 1.2 * error(plain, exact) + 1e-6)
+
+
+def _results(x: Tensor, log_decay: Tensor) -> tuple[tuple[Tensor, ...], ...]:
+    """Results and gradients of the kernels, of the plain form and of that in float64."""
     ours, plain = ([t.detach().clone().requires_grad_() for t in (x, log_decay)] for _ in range(2))
     exact = [t.detach().double().requires_grad_() for t in (x, log_decay)]
     y, z, wanted = linear_scan(*ours), chunked.linear_scan(*plain), chunked.linear_scan(*exact)
-    dy = torch.randn_like(y)
+    # Small, so that what a constant decay's gradient sums over all tokens stays in float16's range.
+    dy = torch.randn_like(y) / 64
     found = torch.autograd.grad(y, ours, dy, retain_graph=True)
     others, right = torch.autograd.grad(z, plain, dy), torch.autograd.grad(wanted, exact, dy.double())
-    for a, b, c in zip((y, *found), (z, *others), (wanted, *right), strict=True):
-        assert a.dtype == b.dtype
-        assert error(a, c) < min(TOLERANCES.get(x.dtype, 1e-2), 1.2 * error(b, c) + 1e-6)
     for _ in range(3):
         again = linear_scan(*ours)
         repeated = torch.autograd.grad(again, ours, dy)
         assert all(torch.equal(a, b) for a, b in zip((again, *repeated), (y, *found), strict=True))
+    return (y, *found), (z, *others), (wanted, *right)
 
 
 @pytest.mark.gpu
@@ -61,24 +70,26 @@ def compare(x: Tensor, log_decay: Tensor) -> None:
 @pytest.mark.parametrize("constant", [False, True])
 @pytest.mark.parametrize("length", [1, 15, 65, 1000, 2047])
 def test_on_a_gpu(length: int, constant: bool, dtype: torch.dtype) -> None:
-    for batch, dim in ((2, 256), (3, 100), (1, 1)):
-        compare(*draw(batch, length, dim, dtype, constant=constant))
+    for batch, dim in ((2, 256), (3, 100)):
+        compare(draw(batch, length, dim, dtype, constant=constant))
+    # Of a single number, whether its rounding is larger than another's says nothing.
+    compare(*(draw(1, length, 1, dtype, constant=constant) for _ in range(30)))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
 def test_long_and_wide(dtype: torch.dtype) -> None:
-    compare(*draw(1, 32_768, 1024, dtype, constant=False))
-    compare(*draw(64, 128, 1000, dtype, constant=False))
+    compare(draw(1, 32_768, 1024, dtype, constant=False))
+    compare(draw(64, 128, 1000, dtype, constant=False))
 
 
 @pytest.mark.gpu
 def test_extreme_decays_on_a_gpu() -> None:
     x, log_decay = draw(2, 500, 64, torch.float32, constant=False)
     choices = torch.tensor([0.0, -1e-3, -0.5, -30.0, -200.0, -1e4, -torch.inf], device="cuda")
-    compare(x, choices[torch.randint(len(choices), log_decay.shape, device="cuda")])
+    compare((x, choices[torch.randint(len(choices), log_decay.shape, device="cuda")]))
     for constant in choices:
-        compare(x, constant.expand(64).contiguous())
+        compare((x, constant.expand(64).contiguous()))
 
 
 @pytest.mark.gpu
