@@ -72,6 +72,11 @@ def adjacent(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
+def contiguous(tensor: Tensor | None) -> Tensor | None:
+    """As kernels read what may be missing and whose strides they do not ask for."""
+    return None if tensor is None else tensor.contiguous()
+
+
 def product_type(*operands: Tensor) -> tuple[torch.dtype, str]:
     """Of the operands of products on a GPU, and Triton's name of their precision: products of bfloat16 tensors are
     bfloat16's, those of others tf32's, for float32 in three terms."""

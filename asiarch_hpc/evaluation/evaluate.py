@@ -130,7 +130,7 @@ class _Measurement:
         folder = self._build(own, text)
         before = self._likelihood(fresh, part)
         mixed = self._likelihood(ServedModel(fresh.states, trained.logits, trained.rows, trained.pad_multiple), part)
-        _check_causal(trained, text, self.tokenizer, self.max_length, config, self.threads)
+        self._check_causal(trained, text)
         after = self._likelihood(trained, text)
         limits = {
             "a uniform guess": math.log(self.vocab),
@@ -155,6 +155,37 @@ class _Measurement:
             )
         nats = bits * math.log(2) * sum(len(document.encode()) for document in text)
         return _Likelihood(nats / model.scored_tokens, bits)
+
+    def _check_causal(self, model: ServedModel, documents: Sequence[str]) -> None:
+        """Refuses trained weights whose predictions change when later tokens, or the order of the rows, change.
+
+        The gate tests causality before training; a leak may open in training, from a gate that starts at zero. Later
+        tokens are taken from the next row, so that both inputs look like text to the model. Compared is the
+        log-probability of the original next token at each place before its row's cut; at the last of them that token
+        itself was replaced, so that a look one token ahead shows.
+        """
+        length, tolerance, ids = self.max_length, self.config.causality_tolerance, list[int]()
+        for document in documents:
+            if len(ids) >= self.config.batch_size * length:
+                break
+            ids += [self.tokenizer.eos, *self.tokenizer.encode(document)]
+        rows = min(self.config.batch_size, len(ids) // length)
+        if rows < 2:
+            return  # too little text for two full rows
+        plain = torch.tensor(ids[: rows * length]).view(rows, length)
+        cuts = torch.linspace(1, length - 1, rows).long()
+        before = torch.arange(length)[None, :] < cuts[:, None]
+        spliced = torch.where(before, plain, plain.roll(1, 0))
+        row, place = before[:, :-1].nonzero(as_tuple=True)
+        calls = [Call(plain, row * length + place), Call(spliced.flip(0), (rows - 1 - row) * length + place)]
+        first, second = (model.score(states, plain[row, place + 1])[0] for _, states in model.run(calls))
+        change = float((first - second).abs().max())
+        if not (change <= tolerance):
+            raise EvaluationError(
+                f"the trained model's predictions change by {change:.3g} nats when only later tokens and the order of "
+                f"the rows change, expected at most {tolerance:g}: it sees the answers, mixes rows or is random in "
+                "evaluation, so it gets no score; the design must be causal and deterministic"
+            )
 
     def _model(self, served: ServedModel, *, begin_with_eos: bool) -> HarnessModel:
         from asiarch_hpc.evaluation.model import HarnessModel
@@ -226,35 +257,3 @@ def _check_trained(loss: float, limits: Mapping[str, float], margin: float) -> N
                 "the weights are untrained or learned nothing, so they get no score; train longer, or lower "
                 "evaluation.min_margin if the scale is meant to be that short"
             )
-
-
-def _check_causal(
-    model: ServedModel, documents: Sequence[str], tokenizer: Tokenizer, length: int, config: EvaluationConfig,
-    threads: int,
-) -> None:  # fmt: skip
-    """Refuses trained weights whose predictions change when later tokens, or the order of the rows, change.
-
-    The gate tests causality before training; a leak may open in training, from a gate that starts at zero. Later
-    tokens are taken from the next row, so that both inputs look like text to the model. Compared is the
-    log-probability of the original next token at each place before its row's cut; at the last of them that token
-    itself was replaced, so that a look one token ahead shows.
-    """
-    encoded = tokenizer.encode_batch(documents, threads)
-    ids = [token for text in encoded for token in (tokenizer.eos, *text)]
-    rows = min(config.batch_size, len(ids) // length)
-    if rows < 2:
-        return  # too little text for two full rows
-    plain = torch.tensor(ids[: rows * length]).view(rows, length)
-    cuts = torch.linspace(1, length - 1, rows).long()
-    before = torch.arange(length)[None, :] < cuts[:, None]
-    spliced = torch.where(before, plain, plain.roll(1, 0))
-    row, place = before[:, :-1].nonzero(as_tuple=True)
-    calls = [Call(plain, row * length + place), Call(spliced.flip(0), (rows - 1 - row) * length + place)]
-    first, second = (model.score(states, plain[row, place + 1])[0] for _, states in model.run(calls))
-    change = float((first - second).abs().max())
-    if not (change <= config.causality_tolerance):
-        raise EvaluationError(
-            f"the trained model's predictions change by {change:.3g} nats when only later tokens and the order of "
-            f"the rows change, expected at most {config.causality_tolerance:g}: it sees the answers, mixes rows or is "
-            "random in evaluation, so it gets no score; the design must be causal and deterministic"
-        )

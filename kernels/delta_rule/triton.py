@@ -11,7 +11,7 @@ from kernels.delta_rule import backward_kernels, chunked, forward_kernels, walk_
 from kernels.delta_rule.plan import Plan, arguments, plan, strides
 from kernels.delta_rule.tiles import TRITON_TYPES
 from kernels.delta_rule.walk import walk, walk_back
-from kernels.operands import adjacent
+from kernels.operands import adjacent, contiguous
 from kernels.second_order import second_derivatives
 
 
@@ -60,9 +60,7 @@ def _forward(
     p, results = plan(q, k, v, log_decay), _empty(q, k, v, log_decay)
     out, after, inverse, transition, kept, sums, before, sound, *_ = results
     q, k, v, beta = adjacent(q), adjacent(k), adjacent(v), beta.contiguous()
-    log_decay = None if log_decay is None else log_decay.contiguous()
-    documents = None if documents is None else documents.contiguous()
-    boundary = None if initial_state is None else initial_state.contiguous()
+    log_decay, documents, boundary = contiguous(log_decay), contiguous(documents), contiguous(initial_state)
     if p.walks:
         walk(p, q, k, v, beta, log_decay, documents, boundary, results, scale, normalise=normalise)
         return results
@@ -128,9 +126,7 @@ def _backward(
     q_grad, k_grad, v_grad, beta_grad, log_decay_grad, state_grad = results
     q, k, v, beta = adjacent(q), adjacent(k), adjacent(v), beta.contiguous()
     out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else adjacent(out_grad)
-    log_decay = None if log_decay is None else log_decay.contiguous()
-    documents = None if documents is None else documents.contiguous()
-    boundary = None if after_grad is None else after_grad.contiguous()
+    log_decay, documents, boundary = contiguous(log_decay), contiguous(documents), contiguous(after_grad)
     if p.walks:
         kept_back = (inverse, transition, kept, sums, before, sound, factors, residual)
         walk_back(p, q, k, v, beta, log_decay, documents, boundary, out_grad, kept_back, results, scale,

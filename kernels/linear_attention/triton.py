@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.linear_attention import backward_kernels, chunked, forward_kernels, fused
 from kernels.linear_attention.plan import Plan, arguments, device_of, plan, strides
-from kernels.operands import adjacent
+from kernels.operands import adjacent, contiguous
 from kernels.second_order import second_derivatives
 
 
@@ -41,10 +41,6 @@ def _scan(
     )  # fmt: skip
 
 
-def _operand(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
 @torch.library.custom_op("kernels::linear_attention", mutates_args=())
 def _forward(
     q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None, bonus: Tensor | None, initial_state: Tensor | None,
@@ -53,9 +49,9 @@ def _forward(
     """Output and final state, and for the backward pass: before, kept, scores, sound."""
     p, results = plan(q, k, v, log_decay, bonus), _empty(q, k, v, log_decay, bonus)
     out, after, before, kept, scores, sound = results
-    q, k, v, log_decay, bonus = adjacent(q), adjacent(k), adjacent(v), _operand(log_decay), _operand(bonus)
+    q, k, v, log_decay, bonus = adjacent(q), adjacent(k), adjacent(v), contiguous(log_decay), contiguous(bonus)
     if p.fused:
-        fused.walk(p, q, k, v, log_decay, _operand(initial_state), out, after, sound, scale)
+        fused.walk(p, q, k, v, log_decay, contiguous(initial_state), out, after, sound, scale)
         return results
     (_, length, heads, key), value = q.shape, v.shape[-1]
     sizes = (*strides(q, k, v), length, heads, sound.shape[1], key, value)
@@ -65,7 +61,7 @@ def _forward(
         forward_kernels.additions[(sound.numel(),)](
             q, k, v, log_decay, bonus, addition, kept, scores, sound, scale, *sizes, **common
         )
-        _scan(p, addition, kept, _operand(initial_state), before, after, log_decay, backward=False)
+        _scan(p, addition, kept, contiguous(initial_state), before, after, log_decay, backward=False)
         forward_kernels.outputs[(sound.numel(), p.value // p.sizes.part)](
             q, k, v, log_decay, bonus, before, scores, sound, out, scale, *sizes, **common
         )
@@ -111,10 +107,10 @@ def _backward(
     """Gradients of q, k, v, log_decay and bonus (empty without them) and initial_state."""
     p, results = plan(q, k, v, log_decay, bonus), _empty_grads(q, k, v, log_decay, bonus)
     q_grad, k_grad, v_grad, decay_grad, bonus_grad, state_grad = results
-    q, k, v, log_decay, bonus = adjacent(q), adjacent(k), adjacent(v), _operand(log_decay), _operand(bonus)
+    q, k, v, log_decay, bonus = adjacent(q), adjacent(k), adjacent(v), contiguous(log_decay), contiguous(bonus)
     out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else adjacent(out_grad)
     if p.fused:
-        boundaries = _operand(initial_state), _operand(after_grad)
+        boundaries = contiguous(initial_state), contiguous(after_grad)
         fused.walk_back(p, q, k, v, log_decay, *boundaries, sound, out_grad, *results[:4], state_grad, scale)
         return results
     (batch, length, heads, key), value = q.shape, v.shape[-1]
@@ -131,7 +127,7 @@ def _backward(
         backward_kernels.adjoint_additions[(sound.numel(),)](
             q, v, log_decay, sound, out_grad, addition, scores_grad, scale, *strides(q, v, out_grad), *sizes, **common
         )
-        _scan(p, addition, kept, _operand(after_grad), states_grad, state_grad, log_decay, backward=True)
+        _scan(p, addition, kept, contiguous(after_grad), states_grad, state_grad, log_decay, backward=True)
         backward_kernels.gradients[(sound.numel(), parts)](
             q, k, v, log_decay, bonus, before, sound, out_grad, states_grad, scores_grad,
             q_grad, k_grad, by_part, by_chunk, scale, batch * length * heads, *strides(q, k, v, out_grad), *sizes,

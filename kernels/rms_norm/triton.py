@@ -13,7 +13,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from torch import Tensor
 
 from kernels.configurations import choose
-from kernels.operands import adjacent
+from kernels.operands import adjacent, contiguous
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def weight_gradient_kernel(partial_ptr, dw_ptr, programs, dim, PROGRAMS: tl.cons
 def forward(x: Tensor, weight: Tensor | None, gate: Tensor | None, eps: float, silu: bool) -> Tensor:
     """[rows, dim]; weight [dim], gate [rows, dim]."""
     rows, dim = x.shape
-    x = adjacent(x)
+    x, weight = adjacent(x), contiguous(weight)
     gate = None if gate is None else adjacent(gate)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     sizes, each, width = _sizes(x, gate)
@@ -128,7 +128,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of x and gate in their types, of weight in float32; empty for operands that are None."""
     rows, dim = x.shape
-    x = adjacent(x)
+    x, weight = adjacent(x), contiguous(weight)
     gate = None if gate is None else adjacent(gate)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dg = x.new_empty(0) if gate is None else torch.empty(gate.shape, dtype=gate.dtype, device=x.device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from kernels.configurations import choose
-from kernels.operands import adjacent
+from kernels.operands import adjacent, contiguous
 from kernels.short_convolution import triton_kernels
 
 
@@ -53,7 +53,7 @@ def forward(x: Tensor, weight: Tensor, bias: Tensor | None, documents: Tensor | 
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     walk, channels, tokens = _sizes(x, weight, 0)
     triton_kernels.forward_kernel[(batch * -(-length // tokens) * -(-dim // channels),)](
-        x, weight.contiguous(), bias, _contiguous(documents), y, length, dim, x.stride(0), x.stride(1),
+        x, weight.contiguous(), contiguous(bias), contiguous(documents), y, length, dim, x.stride(0), x.stride(1),
         WIDTH=weight.shape[1], BIAS=bias is not None, APART=documents is not None, SILU=silu, TOKENS=tokens,
         AHEAD=walk.ahead, BD=channels, num_warps=1, maxnreg=_most_registers(x, weight, documents, channels, 64),
     )  # fmt: skip
@@ -72,8 +72,9 @@ def backward(
     blocks = batch * -(-length // tokens)
     partial = torch.empty(blocks, width + 1, dim, dtype=torch.float32, device=x.device)
     triton_kernels.backward_kernel[(blocks * -(-dim // channels),)](
-        x, weight.contiguous(), bias, _contiguous(documents), dy.contiguous(), dx, partial, length, dim, x.stride(0),
-        x.stride(1), WIDTH=width, BIAS=bias is not None, APART=documents is not None, SILU=silu, TOKENS=tokens,
+        x, weight.contiguous(), contiguous(bias), contiguous(documents), dy.contiguous(), dx, partial, length, dim,
+        x.stride(0), x.stride(1),
+        WIDTH=width, BIAS=bias is not None, APART=documents is not None, SILU=silu, TOKENS=tokens,
         AHEAD=walk.ahead, BD=channels, num_warps=1, maxnreg=_most_registers(x, weight, documents, channels, 128),
     )  # fmt: skip
     total = partial.sum(0)
@@ -98,7 +99,3 @@ def _most_registers(x: Tensor, weight: Tensor, documents: Tensor | None, channel
     if documents is None or x.shape[2] % 16 or x.stride(1) % 16:  # what is not aligned takes more either way
         return None
     return least if channels * weight.shape[1] <= 512 else min(2 * least, 255)
-
-
-def _contiguous(documents: Tensor | None) -> Tensor | None:
-    return None if documents is None else documents.contiguous()

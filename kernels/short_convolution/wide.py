@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels.configurations import choose
-from kernels.operands import adjacent
+from kernels.operands import adjacent, contiguous
 from kernels.packing import counted
 from kernels.short_convolution import wide_kernels
 
@@ -78,7 +78,7 @@ def _filter(
     missing = 8 * groups - weight.shape[1]
     taps = F.pad(weight.float().T, (0, 0, missing, 0)).contiguous()
     wide_kernels.filter_kernel[(batch * -(-length // sizes.tokens) * -(-dim // channels),)](
-        x, taps, bias, runs, dy, y, length, dim, x.stride(0), x.stride(1), GROUPS=groups, MISSING=missing,
+        x, taps, contiguous(bias), runs, dy, y, length, dim, x.stride(0), x.stride(1), GROUPS=groups, MISSING=missing,
         BIAS=bias is not None, APART=runs is not None, SILU=silu, SLOPE=dy is not None, REVERSE=reverse,
         TOKENS=sizes.tokens, BD=channels, num_warps=1,
     )  # fmt: skip

@@ -58,7 +58,7 @@ class Candidates:
             keys = self.identity(configuration)
         except Exception as failure:
             return first_line(failure)
-        for key in keys:
+        for key in sorted(keys, key=str):  # so that it is the same one each time
             wrong, narrow = self._known[key]
             if wrong:
                 return f"{key[1]}: {wrong}"

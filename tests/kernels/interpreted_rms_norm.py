@@ -52,3 +52,13 @@ def test_many_programs_share_a_weights_gradient() -> None:
     with trial("rms_norm", {"elements": 16, "warps": 4, "programs": 300, "stages": 1}):
         _, found, _ = fused.backward(x, weight, None, 1e-6, False, dy)
     assert error(found, wanted) < 1e-5
+
+
+def test_a_weight_with_strides() -> None:
+    x, dy, wide = torch.randn(5, 8), torch.randn(5, 8), torch.randn(16)
+    for weight in (wide[::2], wide[:1].expand(8)):
+        exact = weight.double().requires_grad_()
+        y = reference.rms_norm(x.double(), exact)
+        (wanted,) = torch.autograd.grad(y, exact, dy.double())
+        assert error(fused.forward(x, weight, None, 1e-6, False), y) < 1e-5
+        assert error(fused.backward(x, weight, None, 1e-6, False, dy)[1], wanted) < 1e-5

@@ -37,7 +37,7 @@ def test_results_and_gradients(batch: int, length: int, dim: int, width: int, si
     generator = torch.Generator().manual_seed(length)
     # Channels of a larger tensor, as of a projection for queries, keys and values.
     x = torch.randn(batch, length, 2 * dim, generator=generator)[:, :, :dim]
-    weight, bias = torch.randn(dim, width, generator=generator), torch.randn(dim, generator=generator)
+    weight, bias = torch.randn(dim, width, generator=generator), torch.randn(2 * dim, generator=generator)[::2]
     dy = torch.randn(batch, length, dim, generator=generator)
     used = bias if biased else None
     form = fused if width <= 8 else wide

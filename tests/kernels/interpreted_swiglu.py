@@ -10,7 +10,9 @@ from kernels.swiglu import triton as fused
 from tests.kernels.cases import error
 
 
-@pytest.mark.parametrize(("rows", "dim", "spare"), [(1, 1, 3), (7, 17, 3), (40, 300, 3), (9, 24, 0), (5, 272, 4)])
+@pytest.mark.parametrize(
+    ("rows", "dim", "spare"), [(1, 1, 3), (7, 17, 3), (40, 300, 3), (9, 24, 0), (5, 272, 4), (40, 304, 16)]
+)
 def test_result_and_gradient(rows: int, dim: int, spare: int) -> None:
     generator = torch.Generator().manual_seed(rows)
     x = (4 * torch.randn(rows, 2 * dim + spare, generator=generator))[:, : 2 * dim]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,19 @@ from kernels.swiglu import swiglu
 from tests.kernels import tune as tuner
 from tests.kernels.bench_case import Case, Draw
 from tests.kernels.conftest import CALLS
-from tests.kernels.tune import Cost, Task, around, changed, search, tasks, text_of, tune, value_of, with_rule
+from tests.kernels.tune import (
+    Cost,
+    Task,
+    around,
+    changed,
+    difference,
+    search,
+    tasks,
+    text_of,
+    tune,
+    value_of,
+    with_rule,
+)
 
 START = {"tile": 32, "states": {"warps": 1}}
 SPACE = {"tile": (16, 32, 64), "states.warps": (1, 2, 4, 8)}
@@ -44,6 +57,13 @@ class TestSearch:
     def test_what_is_wrong_or_hardly_faster_is_passed_over(self) -> None:
         costs = {16: None, 32: 1.0, 64: 0.99}
         assert search(START, {"tile": (16, 32, 64)}, lambda c: costs[c["tile"]], never) == START
+
+    def test_an_entry_that_only_one_has_is_told(self) -> None:
+        space = {"tile": (16, 32), "states.warps": (1, 2), "states.registers": (None, 128)}
+        capped = {"tile": 32, "states": {"warps": 2, "registers": 128}}
+        assert difference(START, capped, space) == "states.warps 2, states.registers 128"
+        assert difference(capped, START, space) == "states.warps 1, states.registers None"
+        assert difference(START, START, space) == ""
 
     def test_nothing_after_the_time_is_up(self) -> None:
         answers = iter([False, True])
@@ -115,14 +135,20 @@ class TestWritten:
         pytest.importorskip("triton")
         return self.tuned_by(path, lambda configuration: share if configuration["elements"] == fast else 1.0)
 
-    def tuned_by(self, path: Path, cost: Cost) -> list[str]:
+    def tuned_by(self, path: Path, cost: Cost, out_of_time: Callable[[], bool] = never) -> list[str]:
         said: list[str] = []
         shape = (("bits", 16), ("width", 680))
         tune(
-            Task("swiglu", (shape,), (SWIGLU,)), path, "sm_120", cost, measured={"device": "a GPU"}, out_of_time=never,
-            say=said.append,
+            Task("swiglu", (shape,), (SWIGLU,)), path, "sm_120", cost, measured={"device": "a GPU"},
+            out_of_time=out_of_time, say=said.append,
         )  # fmt: skip
         return said
+
+    def test_a_search_that_time_cut_short_says_so(self, path: Path) -> None:
+        tried = count()
+        assert self.tuned_by(path, lambda configuration: 1.0)[-1].endswith("nothing faster than what the table has")
+        said = self.tuned_by(path, lambda configuration: 1.0, lambda: next(tried) == 2)
+        assert said[-1].endswith("what the table has, of what was tried before time was up")
 
     def test_what_is_faster_is_written_for_its_device_and_range_only(self, path: Path) -> None:
         before = read_table(path)

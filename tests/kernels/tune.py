@@ -241,7 +241,14 @@ def tune(
     space = import_module(LAUNCHED_BY[task.operation]).SPACE
     said = f"{task.operation} {[dict(shape) for shape in task.shapes]}"
     say(f"{said}, from {json.dumps(start)}, by {', '.join(case.name for case in task.cases)}")
-    best = search(start, space, cost, out_of_time, **looking)
+    cut_short = False
+
+    def over() -> bool:
+        nonlocal cut_short
+        cut_short = out_of_time()
+        return cut_short
+
+    best = search(start, space, cost, over, **looking)
     found = f"{said}: nothing faster than what the table has"
     share = cost(best) if best != start else None
     if share is not None and share < WORTH:
@@ -249,7 +256,7 @@ def tune(
         keep(best, share)
     else:
         write(before, path)
-    say(found + (", of what was tried before time was up" if out_of_time() else ""))
+    say(found + (", of what was tried before time was up" if cut_short else ""))
 
 
 def _identity(candidates: Candidates, configuration: Configuration) -> Hashable:
