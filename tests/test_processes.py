@@ -13,7 +13,7 @@ import pytest
 from asiarch_hpc.processes import signal_name
 
 COMPUTING = """
-import os, signal, sys, torch
+import gc, os, signal, sys, torch
 from pathlib import Path
 from asiarch_hpc.gate.sandbox import run_isolated
 from asiarch_hpc.processes import fork
@@ -26,7 +26,7 @@ def forked():
     if pid == 0:
         signal.alarm(30)  # nobody else ends it
         torch.set_num_threads(2)
-        os._exit(compute() != 1 << 23)
+        os._exit(compute() != 1 << 23 or gc.get_freeze_count() == 0)
     return os.waitpid(pid, 0)[1]
 
 def isolated():
@@ -36,6 +36,7 @@ def isolated():
 
 compute()
 print({"forked": forked, "isolated": isolated}[sys.argv[1]](), torch.get_num_threads(), compute())
+assert gc.get_freeze_count() == 0  # of this process
 """
 
 
