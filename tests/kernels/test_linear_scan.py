@@ -41,16 +41,14 @@ def compare(*draws: tuple[Tensor, Tensor]) -> None:
     """Against the plain form in float64, which the other files compare with the reference; over all draws never much
     worse than it is in the same precision; and the same bits again."""
     torch.full((2**26,), torch.nan, device="cuda")  # what is not written shows
-    made = [_results(x, log_decay) for x, log_decay in draws]
-    for a, b, c in zip(*(zip(*way, strict=True) for way in zip(*made, strict=True)), strict=True):
-        assert [x.dtype for x in a] == [x.dtype for x in b]
-        mine, plain, exact = (torch.cat([x.flatten().double() for x in each]) for each in (a, b, c))
+    for of_each_draw in zip(*(_results(x, log_decay) for x, log_decay in draws), strict=True):
+        mine, plain, exact = (torch.cat([x.flatten().double() for x in way]) for way in zip(*of_each_draw, strict=True))
         limit = TOLERANCES.get(draws[0][0].dtype, 1e-2)
         assert error(mine, exact) < min(limit, 1.2 * error(plain, exact) + 1e-6)
 
 
-def _results(x: Tensor, log_decay: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    """Results and gradients of the kernels, of the plain form and of that in float64."""
+def _results(x: Tensor, log_decay: Tensor) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The result and each gradient: of the kernels, of the plain form and of that in float64."""
     ours, plain = ([t.detach().clone().requires_grad_() for t in (x, log_decay)] for _ in range(2))
     exact = [t.detach().double().requires_grad_() for t in (x, log_decay)]
     y, z, wanted = linear_scan(*ours), chunked.linear_scan(*plain), chunked.linear_scan(*exact)
@@ -62,7 +60,8 @@ def _results(x: Tensor, log_decay: Tensor) -> tuple[tuple[Tensor, ...], ...]:
         again = linear_scan(*ours)
         repeated = torch.autograd.grad(again, ours, dy)
         assert all(torch.equal(a, b) for a, b in zip((again, *repeated), (y, *found), strict=True))
-    return (y, *found), (z, *others), (wanted, *right)
+    assert [x.dtype for x in (y, *found)] == [x.dtype for x in (z, *others)]
+    return list(zip((y, *found), (z, *others), (wanted, *right), strict=True))
 
 
 @pytest.mark.gpu

@@ -58,6 +58,15 @@ class Task:
     shapes: tuple[tuple[tuple[str, int], ...], ...]
     cases: tuple[Case, ...]
 
+    @property
+    def name(self) -> str:
+        return f"{self.operation} {[dict(shape) for shape in self.shapes]}"
+
+    @property
+    def space(self) -> Space:
+        space: Space = import_module(LAUNCHED_BY[self.operation]).SPACE
+        return space
+
 
 def changed(configuration: Mapping[str, Any], entry: str, value: Any) -> Configuration:
     """With another value of one entry; "states.warps" is the entry `warps` of the entry `states`."""
@@ -185,11 +194,10 @@ def cost_on_this_gpu(
     """Mean of the cases' times, each in units of its first one; says what each configuration has otherwise than `start`
     has it."""
     first: dict[str, float] = {}
-    space = import_module(LAUNCHED_BY[task.operation]).SPACE
 
     def cost(configuration: Configuration) -> float | None:
         shares = []
-        say(f"  {difference(start, configuration, space) or 'as in the table'}")
+        say(f"  {difference(start, configuration, task.space) or 'as in the table'}")
         if wrong := refusal(configuration):
             say(f"    refused: {wrong}")
             return None
@@ -238,9 +246,7 @@ def tune(
     looking: dict[str, Any] = {"better": keep}
     if candidates is not None:
         looking |= {"prepare": candidates.prepare, "identity": partial(_identity, candidates)}
-    space = import_module(LAUNCHED_BY[task.operation]).SPACE
-    said = f"{task.operation} {[dict(shape) for shape in task.shapes]}"
-    say(f"{said}, from {json.dumps(start)}, by {', '.join(case.name for case in task.cases)}")
+    say(f"{task.name}, from {json.dumps(start)}, by {', '.join(case.name for case in task.cases)}")
     cut_short = False
 
     def over() -> bool:
@@ -248,11 +254,11 @@ def tune(
         cut_short = out_of_time()
         return cut_short
 
-    best = search(start, space, cost, over, **looking)
-    found = f"{said}: nothing faster than what the table has"
+    best = search(start, task.space, cost, over, **looking)
+    found = f"{task.name}: nothing faster than what the table has"
     share = cost(best) if best != start else None
     if share is not None and share < WORTH:
-        found = f"{said}: {share:.3f} of the time with {difference(start, best, space)}"
+        found = f"{task.name}: {share:.3f} of the time with {difference(start, best, task.space)}"
         keep(best, share)
     else:
         write(before, path)
@@ -290,7 +296,7 @@ def main(words: Sequence[str] | None = None) -> int:
     say = partial(print, flush=True)
     for task in tasks(chosen, lambda case: asked_shapes(case, draw)):
         if time.monotonic() >= end:
-            say(f"not tuned for want of time: {task.operation} {[dict(shape) for shape in task.shapes]}")
+            say(f"not tuned for want of time: {task.name}")
             continue
         start = find(read_table(options.output), task.operation, device, dict(task.shapes[0]))
         candidates = Candidates(
