@@ -12,6 +12,8 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 # Arguments whose value must not make another variant of a kernel.
 COUNTS = ("LENGTH", "HEADS", "CHUNKS")
+# Of those that walk, where strides and heads are constants (README.md).
+WALKED = ("LENGTH", "CHUNKS")
 # Larger entries of a chunk's solution count as overflow; products of two smaller ones and their sums stay finite.
 LARGEST = tl.constexpr(1e18)
 # exp() of anything below is exactly zero in float32.

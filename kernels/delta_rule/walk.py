@@ -59,5 +59,6 @@ def walk_back(
     walk_gradients[(rows * chunks,)](
         q, k, beta, sums, documents, sound, before, states_grad, residual, out_grad, v_grad,
         q_grad, k_grad, beta_grad, log_decay_grad, scale, *counts,
-        **arguments(p, sizes.gradients, q, v, log_decay, documents, normalise),
+        **arguments(p, sizes.gradients, q, v, log_decay, documents, normalise)
+        | {"PART": min(max(sizes.gradients.part, p.key // 2), p.key)},
     )  # fmt: skip

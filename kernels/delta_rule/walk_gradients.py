@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from kernels.delta_rule.tiles import COUNTS, load_kept, load_rows, load_tile, locate, store_tile
+from kernels.delta_rule.tiles import WALKED, load_kept, load_rows, load_tile, locate, store_tile
 
 # fmt: off
 
@@ -64,44 +64,20 @@ def _scores(x, more, y, other, PRECISION: tl.constexpr, BLOCK: tl.constexpr, HAL
 
 
 @triton.jit
-def _state_rows(states, first, column, PART: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr):
-    """PART rows, HALF columns, of a state in memory, of BLOCK columns."""
-    rows = first + tl.arange(0, PART)[:, None]
-    return tl.load(states + rows * BLOCK + column + tl.arange(0, HALF)[None, :])
+def _state_half(states, column, BV: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr):
+    """HALF columns [BV, HALF] of a state in memory, of BLOCK columns."""
+    return tl.load(states + tl.arange(0, BV)[:, None] * BLOCK + column + tl.arange(0, HALF)[None, :])
 
 
 @triton.jit
-def _against_residual(pointer, stride, limit, width, residual, C: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr,
-                      EVEN: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
-    """A tile [C, BV] times R [BV, C]."""
-    product = tl.zeros((C, C), tl.float32)
-    for first in tl.static_range(0, BV, PART):
-        x = load_tile(pointer, stride, limit, first, width, C, PART, EVEN).to(DOT)
-        product = tl.dot(x, load_rows(residual + first * C, PART, C), product, input_precision=PRECISION)
-    return product
-
-
-@triton.jit
-def _against_state(pointer, stride, limit, width, states, column, C: tl.constexpr, BLOCK: tl.constexpr,
-                   HALF: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN: tl.constexpr, DOT: tl.constexpr,
-                   PRECISION: tl.constexpr):
-    """A tile [C, BV] times HALF columns of a state."""
-    product = tl.zeros((C, HALF), tl.float32)
-    for first in tl.static_range(0, BV, PART):
-        x = load_tile(pointer, stride, limit, first, width, C, PART, EVEN).to(DOT)
-        product = tl.dot(x, _state_rows(states, first, column, PART, BLOCK, HALF), product, input_precision=PRECISION)
-    return product
-
-
-@triton.jit
-def _carried(residual, states, column, C: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr, BV: tl.constexpr,
-             PART: tl.constexpr, PRECISION: tl.constexpr):
-    """R [BV, C] transposed times HALF columns of a state."""
-    product = tl.zeros((C, HALF), tl.float32)
-    for first in tl.static_range(0, BV, PART):
-        x = tl.trans(load_rows(residual + first * C, PART, C))
-        product = tl.dot(x, _state_rows(states, first, column, PART, BLOCK, HALF), product, input_precision=PRECISION)
-    return product
+def _carried(residual, before, after_grad, column, whole_grad, BLOCK: tl.constexpr, HALF: tl.constexpr,
+             BV: tl.constexpr, GATED: tl.constexpr, PRECISION: tl.constexpr):
+    """R [BV, C] transposed times HALF columns of dS⁺; and what is added to Σ S ∘ dS⁺."""
+    grad = _state_half(after_grad, column, BV, BLOCK, HALF)
+    if GATED:
+        products = _state_half(before, column, BV, BLOCK, HALF).to(tl.float32) * grad.to(tl.float32)
+        whole_grad += tl.sum(tl.reshape(products, (BV * HALF,), can_reorder=True), 0)
+    return tl.dot(tl.trans(residual), grad, input_precision=PRECISION), whole_grad
 
 
 @triton.jit
@@ -127,21 +103,21 @@ def _key_grad(erased, query, key, weights, both, cumulative_grad, from_start, GA
     return tl.dot(both, key, grad, input_precision=PRECISION), cumulative_grad
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=WALKED)
 def walk_gradients(
     q, k, beta, sums, documents, sound, before, after_grad, residual, out_grad, v_grad,
     q_grad, k_grad, beta_grad, log_decay_grad, scale,
-    q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head,
-    LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    q_batch, q_token: tl.constexpr, q_head, k_batch, k_token: tl.constexpr, k_head,
+    o_batch, o_token: tl.constexpr, o_head,
+    LENGTH, HEADS: tl.constexpr, CHUNKS, KEY: tl.constexpr, VALUE: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
     EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr,
 ):
     """The other gradients of a chunk, from its first state, the gradient of its last one, R and dV.
 
-    Key columns come in halves where they are many, so that four warps have room for what they add up.
+    PART key columns at once, all of them or half, so that warps have room for what they add up.
     """
-    HALF: tl.constexpr = BK if BK <= 64 else BK // 2
     batch, chunk, head, row = locate(tl.program_id(0), CHUNKS, HEADS)
     start = chunk * C
     length = tl.minimum(LENGTH - start, C)
@@ -158,26 +134,31 @@ def walk_gradients(
     rows = tl.arange(0, C)
     below, on = rows[:, None] > rows[None, :], rows[:, None] == rows[None, :]
 
-    query, more_query, q_factor = _load_halves(q, q_token, limit, KEY, C, BK, HALF, EVEN_K, NORMALISE, EPS, DOT)
-    key, more_key, k_factor = _load_halves(k, k_token, limit, KEY, C, BK, HALF, EVEN_K, NORMALISE, EPS, DOT)
+    query, more_query, q_factor = _load_halves(q, q_token, limit, KEY, C, BK, PART, EVEN_K, NORMALISE, EPS, DOT)
+    key, more_key, k_factor = _load_halves(k, k_token, limit, KEY, C, BK, PART, EVEN_K, NORMALISE, EPS, DOT)
     strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
     written = strength[None, :]
     from_start, cumulative_grad = strength, strength  # where there is nothing to keep, for arguments that are not read
     if GATED or APART:
         between, from_start, to_end, whole = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
 
+    # Each of these is read once, and stays in shared memory.
+    asked = load_tile(out_grad, o_token, limit, 0, VALUE, C, BV, EVEN_V).to(DOT)
+    sent = load_tile(v_grad, HEADS * VALUE, limit, 0, VALUE, C, BV, EVEN_V).to(DOT)
+    rest = load_rows(residual, BV, C)
+
     # Within the chunk first, one matrix after the other.
-    grad = _against_residual(out_grad, o_token, limit, VALUE, residual, C, BV, PART, EVEN_V, DOT, PRECISION)
+    grad = tl.dot(asked, rest, input_precision=PRECISION)
     grad = tl.where(below | on, grad * scale, 0.0)
     if GATED or APART:
         grad = grad * between
-    flow = grad * _scores(query, more_query, key, more_key, PRECISION, BK, HALF)
+    flow = grad * _scores(query, more_query, key, more_key, PRECISION, BK, PART)
     weights = (grad * written).to(DOT)
-    grad = _against_residual(v_grad, HEADS * VALUE, limit, VALUE, residual, C, BV, PART, EVEN_V, DOT, PRECISION)
+    grad = tl.dot(sent, rest, input_precision=PRECISION)
     grad = tl.where(below, -grad, 0.0)
     if GATED or APART:
         grad = grad * between
-    flow += grad * _scores(key, more_key, key, more_key, PRECISION, BK, HALF)
+    flow += grad * _scores(key, more_key, key, more_key, PRECISION, BK, PART)
     strength_grad = tl.sum(flow, 0)
     if GATED:
         flow = tl.where(below, flow * written, 0.0)
@@ -185,54 +166,45 @@ def walk_gradients(
     grad = grad * written
     both = (grad + tl.trans(grad)).to(DOT)
 
-    read = _against_state(out_grad, o_token, limit, VALUE, before, 0, C, BK, HALF, BV, PART, EVEN_V, DOT, PRECISION)
+    read = tl.dot(asked, _state_half(before, 0, BV, BK, PART), input_precision=PRECISION)
     grad, cumulative_grad = _query_grad(read * scale, query, key, weights, cumulative_grad, from_start, GATED, APART,
                                         PRECISION)
     more = grad
-    if BK > HALF:
-        read = _against_state(out_grad, o_token, limit, VALUE, before, HALF, C, BK, HALF, BV, PART, EVEN_V, DOT,
-                              PRECISION)
+    if BK > PART:
+        read = tl.dot(asked, _state_half(before, PART, BV, BK, PART), input_precision=PRECISION)
         more, cumulative_grad = _query_grad(read * scale, more_query, more_key, weights, cumulative_grad, from_start,
                                             GATED, APART, PRECISION)
     _store_halves(q_grad + gates * KEY, HEADS * KEY, grad, more, q, q_token, q_factor, limit, length, KEY, C, BK,
-                  HALF, EVEN_K, NORMALISE)
+                  PART, EVEN_K, NORMALISE)
 
     weights = tl.trans(weights)
-    erased = _against_state(v_grad, HEADS * VALUE, limit, VALUE, before, 0, C, BK, HALF, BV, PART, EVEN_V, DOT,
-                            PRECISION)
+    erased = tl.dot(sent, _state_half(before, 0, BV, BK, PART), input_precision=PRECISION)
     grad, cumulative_grad = _key_grad(-erased, query, key, weights, both, cumulative_grad, from_start, GATED, APART,
                                       PRECISION)
-    carried = _carried(residual, after_grad, 0, C, BK, HALF, BV, PART, PRECISION)
+    carried, whole_grad = _carried(rest, before, after_grad, 0, 0.0, BK, PART, BV, GATED, PRECISION)
     if GATED or APART:
         carried = carried * to_end[:, None]
     moved = tl.sum(key.to(tl.float32) * carried, 1)
     grad += carried * strength[:, None]
     more = grad
-    if BK > HALF:
-        erased = _against_state(v_grad, HEADS * VALUE, limit, VALUE, before, HALF, C, BK, HALF, BV, PART, EVEN_V, DOT,
-                                PRECISION)
+    if BK > PART:
+        erased = tl.dot(sent, _state_half(before, PART, BV, BK, PART), input_precision=PRECISION)
         more, cumulative_grad = _key_grad(-erased, more_query, more_key, weights, both, cumulative_grad, from_start,
                                           GATED, APART, PRECISION)
-        carried = _carried(residual, after_grad, HALF, C, BK, HALF, BV, PART, PRECISION)
+        carried, whole_grad = _carried(rest, before, after_grad, PART, whole_grad, BK, PART, BV, GATED, PRECISION)
         if GATED or APART:
             carried = carried * to_end[:, None]
         moved += tl.sum(more_key.to(tl.float32) * carried, 1)
         more += carried * strength[:, None]
     _store_halves(k_grad + gates * KEY, HEADS * KEY, grad, more, k, k_token, k_factor, limit, length, KEY, C, BK,
-                  HALF, EVEN_K, NORMALISE)
+                  PART, EVEN_K, NORMALISE)
     strength_grad = (strength_grad + moved).to(beta_grad.dtype.element_ty)
     tl.store(beta_grad + gates + rows * HEADS, strength_grad, mask=rows < length)
     if GATED:
-        products = tl.zeros((PART, HALF), tl.float32)
-        for first in tl.static_range(0, BV, PART):
-            for column in tl.static_range(0, BK, HALF):
-                state = _state_rows(before, first, column, PART, BK, HALF).to(tl.float32)
-                products += state * _state_rows(after_grad, first, column, PART, BK, HALF).to(tl.float32)
-        whole_grad = tl.sum(tl.sum(products, 1), 0) * whole
         # The last token's own part, to the end of the chunk, is not decayed.
         moved = tl.where(rows < limit - 1, moved * strength, 0.0)
         cumulative_grad -= moved
-        decay_grad = tl.cumsum(cumulative_grad, 0, reverse=True) + whole_grad + tl.sum(moved, 0)
+        decay_grad = tl.cumsum(cumulative_grad, 0, reverse=True) + whole_grad * whole + tl.sum(moved, 0)
         tl.store(
             log_decay_grad + gates + rows * HEADS, decay_grad.to(log_decay_grad.dtype.element_ty), mask=rows < length
         )

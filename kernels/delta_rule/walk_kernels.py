@@ -10,6 +10,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from kernels.delta_rule.tiles import (
     COUNTS,
     LARGEST,
+    WALKED,
     at_row,
     between_tokens,
     bounded,
@@ -124,39 +125,31 @@ def systems(
 
 @triton.jit
 def _load_factors(factors, at, C: tl.constexpr):
-    """Of what a token's key reads, of what it writes, of what its query reads; each [1, C]."""
+    """Of what a token's key reads, of what it writes, of what its query reads; each [C]."""
     factors += at * (FACTORS * C) + tl.arange(0, C)
-    return tl.load(factors)[None, :], tl.load(factors + C)[None, :], tl.load(factors + 2 * C)[None, :]
+    return tl.load(factors), tl.load(factors + C), tl.load(factors + 2 * C)
 
 
 @triton.jit
 def _boundary(boundary, row, first, KEY, VALUE, BK: tl.constexpr, PART: tl.constexpr):
-    """Places in a state [KEY, VALUE] of one transposed, from value column `first` on, and which of them there are."""
-    value, key = first + tl.arange(0, PART)[:, None], tl.arange(0, BK)[None, :]
+    """Places in a state [KEY, VALUE], from value column `first` on, and which of them there are."""
+    key, value = tl.arange(0, BK)[:, None], first + tl.arange(0, PART)[None, :]
     return boundary + (row * KEY + key) * VALUE + value, (key < KEY) & (value < VALUE)
 
 
-@triton.jit(do_not_specialize=COUNTS)
-def walk_outputs(
-    q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after,
-    q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
+@triton.jit
+def _walk_outputs(
+    q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after, row, first,
+    q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
     EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    STAGES: tl.constexpr, CAREFUL: tl.constexpr,
 ):
-    """R = (I + L B)⁻¹ (V - e^G K S), O = scale (e^G Q S + P B R), S⁺ = e^{G_C} S + K̃ᵀ B R, of PART value columns.
-
-    All of it transposed: what is carried on is then the first factor of the next product, and stays in registers.
-    """
-    parts: tl.constexpr = BV // PART
-    row, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * PART
-    batch, head = row // HEADS, row % HEADS
-    q += batch * q_batch + head * q_head
-    k += batch * k_batch + head * k_head
-    v += batch * v_batch + head * v_head
-    out += (batch * LENGTH * HEADS + head) * VALUE
-    tokens = tl.arange(0, C)
-    state = tl.zeros((PART, BK), tl.float32)
+    """What `walk_outputs` writes; if not CAREFUL, as if nothing overflowed and all tokens were sound, and whether that
+    is so."""
+    tokens = tl.arange(0, C)[:, None]
+    sizes, spare = tl.zeros((C,), tl.float32), LENGTH
+    state = tl.zeros((BK, PART), tl.float32)
     if BOUNDED:
         place, mask = _boundary(boundary, row, first, KEY, VALUE, BK, PART)
         state += tl.load(place, mask=mask, other=0.0).to(tl.float32)
@@ -166,44 +159,93 @@ def walk_outputs(
         length = tl.minimum(LENGTH - chunk * C, C)
         key = load_tile(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
         query = load_tile(q + start * q_token, q_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
-        value = load_turned(v + start * v_token, v_token, length, first, VALUE, C, PART, EVEN_V)
         x = load_rows(system + at * (C * C), C, C)
         weights = load_rows(scores + at * (C * C), C, C)
         reads, writes, asks = _load_factors(factors, at, C)
         limit = tl.load(sound + at)
+        value = load_tile(v + start * v_token, v_token, length, first, VALUE, C, PART, EVEN_V)
 
-        here = (at * BV + first) * BK
         held = state.to(DOT)
-        store_rows(before + here, held, PART, BK)
-        error = value.to(tl.float32) - tl.dot(held, tl.trans(key), input_precision=PRECISION) * reads
-        # What overflows or is not finite spoils its own column alone, from its token on.
-        broken = tl.min(tl.where(tl.abs(error) < LARGEST, C, tokens[None, :]), 1)[:, None]
-        result = tl.dot(bounded(error).to(DOT), tl.trans(x), input_precision=PRECISION)
+        store_rows(before + (at * BV + first) * BK, tl.trans(held), PART, BK)
+        # Both products with the state at once: its place in shared memory is free afterwards.
+        error = tl.dot(key, held, input_precision=PRECISION)
+        read = tl.dot(query, held, input_precision=PRECISION) * asks[:, None]
+        error = value.to(tl.float32) - error * reads[:, None]
+        if CAREFUL:
+            # What overflows or is not finite spoils its own column alone, from its token on.
+            until = tl.minimum(limit, tl.min(tl.where(tl.abs(error) < LARGEST, C, tokens), 0))[None, :]
+            error = bounded(error)
+        else:
+            sizes += tl.sum(tl.abs(error), 1)  # no error is larger than that, and nan stays
+            spare = tl.minimum(spare, limit - length)
+        result = tl.dot(x, error.to(DOT), input_precision=PRECISION)
         factor = result.to(DOT)
-        store_rows(residual + (at * BV + first) * C, factor, PART, C)
-        read = tl.dot(held, tl.trans(query), input_precision=PRECISION) * asks
-        read = tl.dot(factor, tl.trans(weights), read, input_precision=PRECISION)
-        read = tl.where(tokens[None, :] < tl.minimum(limit, broken), read, float("nan"))
-        store_tile(out + start * HEADS * VALUE, tl.trans(read), HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)
+        store_rows(residual + (at * BV + first) * C, tl.trans(factor), PART, C)
+        read = tl.dot(weights, factor, read, input_precision=PRECISION)
+        if CAREFUL:
+            read = tl.where(tokens < until, read, float("nan"))
+        store_tile(out + start * HEADS * VALUE, read, HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)
         if KEPT:
             state = state * tl.load(kept + at)
-        # After a token that is not sound, no state is.
-        state += tl.where(tl.minimum(limit, broken) < length, float("nan"), 0.0)
-        state = tl.dot((result * writes).to(DOT), key, state, input_precision=PRECISION)
+        if CAREFUL:
+            # After a token that is not sound, no state is.
+            state += tl.where(until < length, float("nan"), 0.0)
+        state = tl.dot(tl.trans(key), (result * writes[:, None]).to(DOT), state, input_precision=PRECISION)
     place, mask = _boundary(after, row, first, KEY, VALUE, BK, PART)
     tl.store(place, state, mask=mask)
+    return (tl.sum(sizes, 0) < LARGEST) & (spare >= 0)
 
 
-@triton.jit(do_not_specialize=COUNTS)
+@triton.jit(do_not_specialize=WALKED)
+def walk_outputs(
+    q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after,
+    q_batch, q_token: tl.constexpr, q_head, k_batch, k_token: tl.constexpr, k_head,
+    v_batch, v_token: tl.constexpr, v_head,
+    LENGTH, HEADS: tl.constexpr, CHUNKS, KEY: tl.constexpr, VALUE: tl.constexpr,
+    C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
+    EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
+    STAGES: tl.constexpr,
+):
+    """R = (I + L B)⁻¹ (V - e^G K S), O = scale (e^G Q S + P B R), S⁺ = e^{G_C} S + K̃ᵀ B R, of PART value columns.
+
+    What is wrong after all is written a second time.
+    """
+    parts: tl.constexpr = BV // PART
+    row, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * PART
+    batch, head = row // HEADS, row % HEADS
+    q += batch * q_batch + head * q_head
+    k += batch * k_batch + head * k_head
+    v += batch * v_batch + head * v_head
+    out += (batch * LENGTH * HEADS + head) * VALUE
+    right = _walk_outputs(
+        q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after, row, first,
+        q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V, KEPT, BOUNDED,
+        DOT, PRECISION, STAGES, False,
+    )
+    if not right:
+        tl.debug_barrier()
+        _walk_outputs(
+            q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after, row, first,
+            q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V, KEPT,
+            BOUNDED, DOT, PRECISION, 1, True,
+        )
+
+
+@triton.jit(do_not_specialize=WALKED)
 def walk_adjoint(
     q, k, system, scores, factors, kept, boundary, out_grad, after_grad, v_grad, before_grad,
-    q_batch, q_token, q_head, k_batch, k_token, k_head, o_batch, o_token, o_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    q_batch, q_token: tl.constexpr, q_head, k_batch, k_token: tl.constexpr, k_head,
+    o_batch, o_token: tl.constexpr, o_head,
+    LENGTH, HEADS: tl.constexpr, CHUNKS, KEY: tl.constexpr, VALUE: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
     EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
 ):
     """dV = (I + L B)⁻ᵀ B (Pᵀ dO + K̃ dS⁺) and dS = e^{G_C} dS⁺ + scale (e^G Q)ᵀ dO - (e^G K)ᵀ dV, from the last chunk
-    on; transposed as in `walk_outputs`. dS⁺ of each chunk goes to `after_grad`."""
+    on. dS⁺ of each chunk goes to `after_grad`.
+
+    All of it transposed: what is carried on is then the first factor of the next product, and stays in registers.
+    """
     parts: tl.constexpr = BV // PART
     row, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * PART
     batch, head = row // HEADS, row % HEADS
@@ -214,7 +256,7 @@ def walk_adjoint(
     state = tl.zeros((PART, BK), tl.float32)
     if BOUNDED:
         place, mask = _boundary(boundary, row, first, KEY, VALUE, BK, PART)
-        state += tl.load(place, mask=mask, other=0.0).to(tl.float32)
+        state += tl.trans(tl.load(place, mask=mask, other=0.0).to(tl.float32))
     for index in tl.range(0, CHUNKS, num_stages=STAGES):
         chunk = CHUNKS - 1 - index
         at = row * CHUNKS + chunk
@@ -222,14 +264,14 @@ def walk_adjoint(
         length = tl.minimum(LENGTH - chunk * C, C)
         key = load_tile(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
         query = load_tile(q + start * q_token, q_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
-        asked = load_turned(out_grad + start * o_token, o_token, length, first, VALUE, C, PART, EVEN_V)
         x = load_rows(system + at * (C * C), C, C)
         weights = load_rows(scores + at * (C * C), C, C)
         reads, writes, asks = _load_factors(factors, at, C)
+        asked = load_turned(out_grad + start * o_token, o_token, length, first, VALUE, C, PART, EVEN_V)
 
         held = state.to(DOT)
         store_rows(after_grad + (at * BV + first) * BK, held, PART, BK)
-        written = tl.dot(held, tl.trans(key), input_precision=PRECISION) * writes
+        written = tl.dot(held, tl.trans(key), input_precision=PRECISION) * writes[None, :]
         written = tl.dot(asked.to(DOT), weights, written, input_precision=PRECISION)
         value = tl.dot(written.to(DOT), x, input_precision=PRECISION)
         store_tile(
@@ -237,7 +279,7 @@ def walk_adjoint(
         )
         if KEPT:
             state = state * tl.load(kept + at)
-        state = tl.dot((asked.to(tl.float32) * asks).to(DOT), query, state, input_precision=PRECISION)
-        state = tl.dot((value * -reads).to(DOT), key, state, input_precision=PRECISION)
+        state = tl.dot((asked.to(tl.float32) * asks[None, :]).to(DOT), query, state, input_precision=PRECISION)
+        state = tl.dot((value * -reads[None, :]).to(DOT), key, state, input_precision=PRECISION)
     place, mask = _boundary(before_grad, row, first, KEY, VALUE, BK, PART)
-    tl.store(place, state, mask=mask)
+    tl.store(place, tl.trans(state), mask=mask)

@@ -74,7 +74,7 @@ class TestHopper:
     }  # fmt: skip
 
     # By width and decay, sequences and heads from which on walks are faster; else they are not used.
-    FEW: ClassVar = {(32, 1): 200, (64, 0): 96, (64, 1): 96, (128, 0): 48, (128, 1): 48}
+    FEW: ClassVar = {(32, 1): 200, (64, 0): 48, (64, 1): 48, (128, 0): 16, (128, 1): 16}
 
     # Width: tokens of a chunk; columns, warps, stages, registers of transitions, states, outputs, adjoint, gradients.
     @pytest.mark.parametrize(
