@@ -141,6 +141,22 @@ class TestKernels:
             assert out[:, :, 1].isfinite().all()
             made = operands(40, 16, 32)
 
+    def test_a_value_too_large_is_not_a_number(self, form: str) -> None:
+        made = operands(40, 16, 16)
+        before = ours(**made)[0]
+        made["v"] = made["v"].clone()
+        made["v"][:, 20, 0, 3] = 1e19  # its square is a number still
+        out, state = ours(**made)
+        assert torch.equal(out[:, :20], before[:, :20])
+        assert torch.equal(out[:, :, 1], before[:, :, 1])
+        if form == "walks":
+            assert out[:, 20:, 0, 3].isnan().all()
+            assert state[:, 0, :, 3].isnan().all()
+            assert error(out[:, :, 0, 4:], before[:, :, 0, 4:]) < 1e-6
+        exact = reference.delta_rule(**{name: x.double() for name, x in made.items()})
+        for found, wanted in zip((out, state), exact, strict=True):
+            assert (found.isnan() | torch.isclose(found.double(), wanted, rtol=1e-2, atol=1e16)).all()
+
     def test_what_overflows_is_right_or_not_a_number(self) -> None:
         made = operands(40, 16, 16, initial=True)
         made["initial_state"] *= 1e25
