@@ -90,7 +90,9 @@ def product_type(*operands: Tensor) -> tuple[torch.dtype, str]:
 
 def addressable(*operands: Tensor) -> bool:
     """Whether 32 bits hold every place within a sequence, which the kernels compute them in; [batch, length, ...]."""
-    return all(x.shape[1] * x.stride(1) < 2**31 for x in operands if x.ndim > 1)
+    return all(
+        sum(size * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)) < 2**31 for x in operands
+    )
 
 
 def lowered(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -42,6 +42,7 @@ def test_places_beyond_32_bits_are_left_to_the_plain_forms() -> None:
     fits, beyond = (torch.empty(1, 2**19, 32, width, device="meta") for width in (127, 128))
     assert addressable(fits, fits)
     assert not addressable(fits, beyond)
+    assert not addressable(torch.empty(1, 32, 2**19, 128, device="meta").transpose(1, 2))
 
 
 def test_autocast_lowers_what_its_own_products_would() -> None:
