@@ -81,7 +81,6 @@ def cpu_server(model: Path, **changes: Any) -> Json:
         "command": vllm_command(),
         "environment": {**variables, "TORCHDYNAMO_DISABLE": "1"},
         "start_s": READY_SECONDS,
-        "drain_s": 120.0,
         **changes,
     }
 
