@@ -10,6 +10,7 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 from kernels.delta_rule.tiles import (
     COUNTS,
     LARGEST,
+    apart,
     at_row,
     between_tokens,
     bounded,
@@ -65,7 +66,8 @@ def _transitions(
 
     a = tl.dot(key, tl.trans(key), input_precision=PRECISION) * strength[:, None]
     if APART:
-        between, from_start, to_end, whole = load_documents(documents, batch, start, LENGTH, C)
+        before, own, end = load_documents(documents, batch, start, LENGTH, C)
+        between, from_start, to_end, whole = apart(before, own, end, C)
         a = a * between
         tl.store(kept + at, whole)
     elif GATED:

@@ -14,6 +14,9 @@ TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 COUNTS = ("LENGTH", "HEADS", "CHUNKS")
 # Of those that walk, where strides and heads are constants (README.md).
 WALKED = ("LENGTH", "CHUNKS")
+# Factors of a chunk's tokens where sequences are walked through, one after the other in memory: of what a key reads, of
+# what it writes, of what a query reads; of unit lengths, a key's and a query's.
+FACTORS = tl.constexpr(5)
 # Larger entries of a chunk's solution count as overflow; products of two smaller ones and their sums stay finite.
 LARGEST = tl.constexpr(1e18)
 # exp() of anything below is exactly zero in float32.
@@ -78,9 +81,10 @@ def store_rows(pointer, x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 @triton.jit
 def inverse_length(x, EPS: tl.constexpr):
-    """1 / sqrt(sum(x²) + eps) of each row: [rows, 1] float32."""
+    """1 / sqrt(sum(x²) + eps) of each row: [rows, 1] float32; nan where the sum overflows."""
     wide = x.to(tl.float32)
-    return 1.0 / tl.sqrt(tl.sum(wide * wide, 1)[:, None] + EPS)
+    squares = tl.sum(wide * wide, 1)[:, None]
+    return 1.0 / tl.sqrt(squares + EPS) + squares * 0.0
 
 
 @triton.jit
@@ -144,14 +148,14 @@ def load_decays(sums, at, C: tl.constexpr, DOT: tl.constexpr):
     """Decay between tokens [C, C], from the start [C], to the end [C], of the whole chunk []."""
     pointer = sums + at * (2 * C)
     row = tl.arange(0, C)
-    # Each in the layout that it is used in: vectors are columns until then.
-    rows, columns, last = tl.load(pointer + row[:, None]), tl.load(pointer + row[None, :]), tl.load(pointer + C - 1)
-    left, low_rows, low_columns = last - rows, rows, columns
+    high, last = tl.load(pointer + row), tl.load(pointer + C - 1)
+    low, left = high, last - high[:, None]
     if tl.float32 == DOT:
-        low_rows, low_columns = tl.load(pointer + C + row[:, None]), tl.load(pointer + C + row[None, :])
-        left += tl.load(pointer + 2 * C - 1) - low_rows
-    between = between_tokens(rows, low_rows, columns, low_columns, DOT)
-    return between, tl.sum(tl.exp2(rows), 1), tl.sum(tl.exp2(left), 1), tl.exp2(last)
+        low = tl.load(pointer + C + row)
+        left += tl.load(pointer + 2 * C - 1) - low[:, None]
+    between = between_tokens(high[:, None], low[:, None], high[None, :], low[None, :], DOT)
+    # Columns until here: their exponentials are made where the columns are.
+    return between, tl.sum(tl.exp2(high[:, None]), 1), tl.sum(tl.exp2(left), 1), tl.exp2(last)
 
 
 @triton.jit
@@ -166,15 +170,19 @@ def one_document(documents, LENGTH, HEADS, CHUNKS, C: tl.constexpr):
 
 @triton.jit
 def load_documents(documents, batch, start, LENGTH, C: tl.constexpr):
-    """What `load_decays` gives where only documents end, in a chunk where one begins: ones within one, zeros between
-    two."""
+    """For `apart`: the document before the chunk [], those of its tokens [C], its last one []."""
     documents += batch * LENGTH + start
     row, last = tl.arange(0, C), tl.minimum(LENGTH - start, C) - 1
     before, end = tl.load(documents - tl.minimum(start, 1)), tl.load(documents + last)
-    own = tl.load(documents + tl.minimum(row, last))
-    rows = tl.load(documents + tl.minimum(row[:, None], last))
-    columns = tl.load(documents + tl.minimum(row[None, :], last))
-    between = tl.where((row[:, None] >= row[None, :]) & (rows == columns), 1.0, 0.0)
+    return before, tl.load(documents + tl.minimum(row, last)), end
+
+
+@triton.jit
+def apart(before, own, end, C: tl.constexpr):
+    """What `load_decays` gives where only documents end, in a chunk where one begins: ones within one, zeros between
+    two."""
+    row = tl.arange(0, C)
+    between = tl.where((row[:, None] >= row[None, :]) & (own[:, None] == own[None, :]), 1.0, 0.0)
     return between, tl.where(own == before, 1.0, 0.0), tl.where(own == end, 1.0, 0.0), 0.0
 
 
@@ -182,7 +190,8 @@ def load_documents(documents, batch, start, LENGTH, C: tl.constexpr):
 def load_kept(sums, documents, at, batch, start, LENGTH, C: tl.constexpr, DOT: tl.constexpr, APART: tl.constexpr):
     """Of documents if APART, else of decays."""
     if APART:
-        between, from_start, to_end, whole = load_documents(documents, batch, start, LENGTH, C)
+        before, own, end = load_documents(documents, batch, start, LENGTH, C)
+        between, from_start, to_end, whole = apart(before, own, end, C)
     else:
         between, from_start, to_end, whole = load_decays(sums, at, C, DOT)
     return between, from_start, to_end, whole

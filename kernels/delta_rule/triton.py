@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kernels.delta_rule import backward_kernels, chunked, forward_kernels, walk_kernels
+from kernels.delta_rule import backward_kernels, chunked, forward_kernels
 from kernels.delta_rule.plan import Plan, arguments, plan, strides
-from kernels.delta_rule.tiles import TRITON_TYPES
+from kernels.delta_rule.tiles import FACTORS, TRITON_TYPES
 from kernels.delta_rule.walk import walk, walk_back
 from kernels.operands import adjacent, contiguous
 from kernels.second_order import second_derivatives
@@ -99,7 +99,7 @@ def _empty(
     batch, length, heads, key = q.shape
     rows, chunks, value = batch * heads, -(-length // p.chunk), v.shape[-1]
     square, across = (p.chunk, p.chunk), (p.key, p.key)
-    factors, residual = ((walk_kernels.FACTORS.value, p.chunk), (p.value, p.chunk)) if p.walks else ((0, 0), (0, 0))
+    factors, residual = ((FACTORS.value, p.chunk), (p.value, p.chunk)) if p.walks else ((0, 0), (0, 0))
     return (
         v.new_empty(batch, length, heads, value),
         v.new_empty(batch, heads, key, value, dtype=torch.float32),

@@ -57,7 +57,7 @@ def walk_back(
         q, k, system, scores, factors, kept, boundary, out_grad, states_grad, v_grad, state_grad, *counts, **walking
     )
     walk_gradients[(rows * chunks,)](
-        q, k, beta, sums, documents, sound, before, states_grad, residual, out_grad, v_grad,
+        q, k, beta, factors, sums, documents, sound, before, states_grad, residual, out_grad, v_grad,
         q_grad, k_grad, beta_grad, log_decay_grad, scale, *counts,
         **arguments(p, sizes.gradients, q, v, log_decay, documents, normalise)
         | {"PART": min(max(sizes.gradients.part, p.key // 2), p.key)},

@@ -7,48 +7,35 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from kernels.delta_rule.tiles import WALKED, load_kept, load_rows, load_tile, locate, store_tile
+from kernels.delta_rule.tiles import FACTORS, WALKED, load_kept, load_rows, load_tile, locate, store_tile
 
 # fmt: off
 
 @triton.jit
-def _halves(pointer, stride, limit, width, C: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
-            EVEN: tl.constexpr):
-    """The first and the other columns of a tile, in float32."""
-    x = load_tile(pointer, stride, limit, 0, width, C, HALF, EVEN).to(tl.float32)
-    y = x
-    if BLOCK > HALF:
-        y = load_tile(pointer, stride, limit, HALF, width, C, HALF, EVEN).to(tl.float32)
-    return x, y
+def _half(pointer, stride, limit, width, column, C: tl.constexpr, HALF: tl.constexpr, EVEN: tl.constexpr):
+    """HALF columns of a tile in float32, for what is computed number by number.
+
+    Read where it is needed: what is read for products would take registers until then, and what is read in the same
+    way is, for the compiler, read once.
+    """
+    row, column = tl.arange(0, C)[:, None], column + tl.arange(0, HALF)[None, :]
+    mask = row < limit
+    if not EVEN:
+        mask = mask & (column < width)
+    return tl.load(pointer + row * stride + column, mask=mask, other=0.0, eviction_policy="evict_first").to(tl.float32)
 
 
 @triton.jit
-def _load_halves(pointer, stride, limit, width, C: tl.constexpr, BLOCK: tl.constexpr, HALF: tl.constexpr,
-                 EVEN: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr, DOT: tl.constexpr):
-    """Halves of a tile for products, of unit length if asked for, and what its rows [C] are multiplied with for it."""
-    x, y = _halves(pointer, stride, limit, width, C, BLOCK, HALF, EVEN)
-    factor = tl.full((C,), 1.0, tl.float32)
+def _store_halves(pointer, stride, grad, more, x, y, factor, length, width, C: tl.constexpr, BLOCK: tl.constexpr,
+                  HALF: tl.constexpr, EVEN: tl.constexpr, NORMALISE: tl.constexpr):
+    """Of a tile's gradient by halves, first through the length that the rows of [x y] are divided by."""
     if NORMALISE:
-        squares = tl.sum(x * x, 1)
+        along = tl.sum(x * grad, 1)
         if BLOCK > HALF:
-            squares += tl.sum(y * y, 1)
-        factor = 1.0 / tl.sqrt(squares + EPS)
-        x, y = x * factor[:, None], y * factor[:, None]
-    return x.to(DOT), y.to(DOT), factor
-
-
-@triton.jit
-def _store_halves(pointer, stride, grad, more, x, x_stride, factor, limit, length, width, C: tl.constexpr,
-                  BLOCK: tl.constexpr, HALF: tl.constexpr, EVEN: tl.constexpr, NORMALISE: tl.constexpr):
-    """Of a tile's gradient by halves, first through the length that its rows were divided by."""
-    if NORMALISE:
-        unit, more_unit = _halves(x, x_stride, limit, width, C, BLOCK, HALF, EVEN)
-        unit, more_unit = unit * factor[:, None], more_unit * factor[:, None]
-        along = tl.sum(unit * grad, 1)
-        if BLOCK > HALF:
-            along += tl.sum(more_unit * more, 1)
-        grad = factor[:, None] * (grad - unit * along[:, None])
-        more = factor[:, None] * (more - more_unit * along[:, None])
+            along += tl.sum(y * more, 1)
+        along = along * factor * factor
+        grad = factor[:, None] * (grad - x * along[:, None])
+        more = factor[:, None] * (more - y * along[:, None])
     store_tile(pointer, grad, stride, length, 0, width, C, HALF, EVEN)
     if BLOCK > HALF:
         store_tile(pointer, more, stride, length, HALF, width, C, HALF, EVEN)
@@ -81,31 +68,31 @@ def _carried(residual, before, after_grad, column, whole_grad, BLOCK: tl.constex
 
 
 @triton.jit
-def _query_grad(read, query, key, weights, cumulative_grad, from_start, GATED: tl.constexpr, APART: tl.constexpr,
+def _query_grad(read, x, key, weights, share, from_start, GATED: tl.constexpr, APART: tl.constexpr,
                 PRECISION: tl.constexpr):
-    """Of HALF columns, from what dO reads of the state; and what the cumulative decays get of it."""
+    """Of HALF columns, from what dO reads of the state; and what the cumulative decays get of it, but for lengths."""
     if GATED or APART:
         read = read * from_start[:, None]
     if GATED:
-        cumulative_grad += tl.sum(query.to(tl.float32) * read, 1)
-    return tl.dot(weights, key, read, input_precision=PRECISION), cumulative_grad
+        share += tl.sum(x * read, 1)
+    return tl.dot(weights, key, read, input_precision=PRECISION), share
 
 
 @triton.jit
-def _key_grad(erased, query, key, weights, both, cumulative_grad, from_start, GATED: tl.constexpr,
-              APART: tl.constexpr, PRECISION: tl.constexpr):
+def _key_grad(erased, x, query, key, weights, both, share, from_start, GATED: tl.constexpr, APART: tl.constexpr,
+              PRECISION: tl.constexpr):
     """Of HALF columns, from what dV erases of the state, without what is carried to the next chunk; likewise."""
     if GATED or APART:
         erased = erased * from_start[:, None]
     if GATED:
-        cumulative_grad += tl.sum(key.to(tl.float32) * erased, 1)
+        share += tl.sum(x * erased, 1)
     grad = tl.dot(weights, query, erased, input_precision=PRECISION)
-    return tl.dot(both, key, grad, input_precision=PRECISION), cumulative_grad
+    return tl.dot(both, key, grad, input_precision=PRECISION), share
 
 
 @triton.jit(do_not_specialize=WALKED)
 def walk_gradients(
-    q, k, beta, sums, documents, sound, before, after_grad, residual, out_grad, v_grad,
+    q, k, beta, factors, sums, documents, sound, before, after_grad, residual, out_grad, v_grad,
     q_grad, k_grad, beta_grad, log_decay_grad, scale,
     q_batch, q_token: tl.constexpr, q_head, k_batch, k_token: tl.constexpr, k_head,
     o_batch, o_token: tl.constexpr, o_head,
@@ -134,70 +121,88 @@ def walk_gradients(
     rows = tl.arange(0, C)
     below, on = rows[:, None] > rows[None, :], rows[:, None] == rows[None, :]
 
-    query, more_query, q_factor = _load_halves(q, q_token, limit, KEY, C, BK, PART, EVEN_K, NORMALISE, EPS, DOT)
-    key, more_key, k_factor = _load_halves(k, k_token, limit, KEY, C, BK, PART, EVEN_K, NORMALISE, EPS, DOT)
+    # As they are in memory: their lengths are in what they are multiplied with.
+    query = load_tile(q, q_token, limit, 0, KEY, C, PART, EVEN_K).to(DOT)
+    key = load_tile(k, k_token, limit, 0, KEY, C, PART, EVEN_K).to(DOT)
+    more_query, more_key = query, key
+    if BK > PART:
+        more_query = load_tile(q, q_token, limit, PART, KEY, C, PART, EVEN_K).to(DOT)
+        more_key = load_tile(k, k_token, limit, PART, KEY, C, PART, EVEN_K).to(DOT)
+    factors += at * (FACTORS * C) + rows
+    key_length, query_length = tl.load(factors + 3 * C), tl.load(factors + 4 * C)
     strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
-    written = strength[None, :]
-    from_start, cumulative_grad = strength, strength  # where there is nothing to keep, for arguments that are not read
+    from_start = strength  # where there is nothing to keep, for arguments that are not read
     if GATED or APART:
         between, from_start, to_end, whole = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
-
     # Each of these is read once, and stays in shared memory.
     asked = load_tile(out_grad, o_token, limit, 0, VALUE, C, BV, EVEN_V).to(DOT)
     sent = load_tile(v_grad, HEADS * VALUE, limit, 0, VALUE, C, BV, EVEN_V).to(DOT)
     rest = load_rows(residual, BV, C)
 
     # Within the chunk first, one matrix after the other.
-    grad = tl.dot(asked, rest, input_precision=PRECISION)
-    grad = tl.where(below | on, grad * scale, 0.0)
+    grad = tl.where(below | on, tl.dot(asked, rest, input_precision=PRECISION), 0.0)
     if GATED or APART:
         grad = grad * between
+    of_keys = (grad * (strength * key_length * scale)[None, :]).to(DOT)
+    grad = grad * (query_length * scale)[:, None]
+    of_queries = (grad * strength[None, :]).to(DOT)
     flow = grad * _scores(query, more_query, key, more_key, PRECISION, BK, PART)
-    weights = (grad * written).to(DOT)
-    grad = tl.dot(sent, rest, input_precision=PRECISION)
-    grad = tl.where(below, -grad, 0.0)
+    grad = tl.where(below, -tl.dot(sent, rest, input_precision=PRECISION), 0.0)
     if GATED or APART:
         grad = grad * between
-    flow += grad * _scores(key, more_key, key, more_key, PRECISION, BK, PART)
+    flow += grad * key_length[:, None] * _scores(key, more_key, key, more_key, PRECISION, BK, PART)
+    if GATED:  # a token's flow to itself passes no decay
+        own = tl.sum(tl.where(on, flow, 0.0), 1)
+        flow = tl.where(below, flow, 0.0)
     strength_grad = tl.sum(flow, 0)
     if GATED:
-        flow = tl.where(below, flow * written, 0.0)
-        cumulative_grad = tl.sum(flow, 1) - tl.sum(flow, 0)
-    grad = grad * written
-    both = (grad + tl.trans(grad)).to(DOT)
+        cumulative_grad = tl.sum(flow * (strength * key_length)[None, :], 1) - strength_grad * strength * key_length
+        strength_grad += own
+    strength_grad *= key_length
+    grad = grad * strength[None, :]
+    # Rounded before they are added, where only one of two is not zero: half the bytes are transposed.
+    both = (grad * key_length[None, :]).to(DOT) + tl.trans((grad * key_length[:, None]).to(DOT))
 
+    share = tl.zeros((C,), tl.float32)
     read = tl.dot(asked, _state_half(before, 0, BV, BK, PART), input_precision=PRECISION)
-    grad, cumulative_grad = _query_grad(read * scale, query, key, weights, cumulative_grad, from_start, GATED, APART,
-                                        PRECISION)
-    more = grad
+    x = _half(q, q_token, limit, KEY, 0, C, PART, EVEN_K)
+    grad, share = _query_grad(read * scale, x, key, of_keys, share, from_start, GATED, APART, PRECISION)
+    more, y = grad, x
     if BK > PART:
         read = tl.dot(asked, _state_half(before, PART, BV, BK, PART), input_precision=PRECISION)
-        more, cumulative_grad = _query_grad(read * scale, more_query, more_key, weights, cumulative_grad, from_start,
-                                            GATED, APART, PRECISION)
-    _store_halves(q_grad + gates * KEY, HEADS * KEY, grad, more, q, q_token, q_factor, limit, length, KEY, C, BK,
-                  PART, EVEN_K, NORMALISE)
+        y = _half(q, q_token, limit, KEY, PART, C, PART, EVEN_K)
+        more, share = _query_grad(read * scale, y, more_key, of_keys, share, from_start, GATED, APART, PRECISION)
+    if GATED:
+        cumulative_grad += share * query_length
+    _store_halves(q_grad + gates * KEY, HEADS * KEY, grad, more, x, y, query_length, length, KEY, C, BK, PART, EVEN_K,
+                  NORMALISE)
 
-    weights = tl.trans(weights)
+    of_queries = tl.trans(of_queries)
+    share = tl.zeros((C,), tl.float32)
     erased = tl.dot(sent, _state_half(before, 0, BV, BK, PART), input_precision=PRECISION)
-    grad, cumulative_grad = _key_grad(-erased, query, key, weights, both, cumulative_grad, from_start, GATED, APART,
-                                      PRECISION)
+    x = _half(k, k_token, limit, KEY, 0, C, PART, EVEN_K)
+    grad, share = _key_grad(-erased, x, query, key, of_queries, both, share, from_start, GATED, APART, PRECISION)
     carried, whole_grad = _carried(rest, before, after_grad, 0, 0.0, BK, PART, BV, GATED, PRECISION)
     if GATED or APART:
         carried = carried * to_end[:, None]
-    moved = tl.sum(key.to(tl.float32) * carried, 1)
+    moved = tl.sum(x * carried, 1)
     grad += carried * strength[:, None]
-    more = grad
+    more, y = grad, x
     if BK > PART:
         erased = tl.dot(sent, _state_half(before, PART, BV, BK, PART), input_precision=PRECISION)
-        more, cumulative_grad = _key_grad(-erased, more_query, more_key, weights, both, cumulative_grad, from_start,
-                                          GATED, APART, PRECISION)
+        y = _half(k, k_token, limit, KEY, PART, C, PART, EVEN_K)
+        more, share = _key_grad(-erased, y, more_query, more_key, of_queries, both, share, from_start, GATED, APART,
+                                PRECISION)
         carried, whole_grad = _carried(rest, before, after_grad, PART, whole_grad, BK, PART, BV, GATED, PRECISION)
         if GATED or APART:
             carried = carried * to_end[:, None]
-        moved += tl.sum(more_key.to(tl.float32) * carried, 1)
+        moved += tl.sum(y * carried, 1)
         more += carried * strength[:, None]
-    _store_halves(k_grad + gates * KEY, HEADS * KEY, grad, more, k, k_token, k_factor, limit, length, KEY, C, BK,
-                  PART, EVEN_K, NORMALISE)
+    moved = moved * key_length
+    if GATED:
+        cumulative_grad += share * key_length
+    _store_halves(k_grad + gates * KEY, HEADS * KEY, grad, more, x, y, key_length, length, KEY, C, BK, PART, EVEN_K,
+                  NORMALISE)
     strength_grad = (strength_grad + moved).to(beta_grad.dtype.element_ty)
     tl.store(beta_grad + gates + rows * HEADS, strength_grad, mask=rows < length)
     if GATED:

@@ -9,8 +9,10 @@ import triton.language as tl  # type: ignore[import-untyped, import-not-found, u
 
 from kernels.delta_rule.tiles import (
     COUNTS,
+    FACTORS,
     LARGEST,
     WALKED,
+    apart,
     at_row,
     between_tokens,
     bounded,
@@ -29,20 +31,22 @@ from kernels.delta_rule.tiles import (
     unit_lower_inverse,
 )
 
-# Factors of a chunk's tokens, one after the other in memory: of what a key reads, of what it writes, of what a query
-# reads.
-FACTORS = tl.constexpr(3)
-
 # fmt: off
 
 @triton.jit
-def _square(x, EPS: tl.constexpr, NORMALISE: tl.constexpr):
-    """Of each row the sum of squares, and what makes its length one."""
-    squares = tl.sum(x * x, 1)
+def _squares(product, C: tl.constexpr):
+    """The diagonal of a tile's product with itself: fewer shuffles than sums along the rows of a tile as it is read."""
+    rows = tl.arange(0, C)
+    return tl.sum(tl.where(rows[:, None] == rows[None, :], product, 0.0), 1)
+
+
+@triton.jit
+def _inverse_length(squares, EPS: tl.constexpr, NORMALISE: tl.constexpr):
+    """What makes a row's length one, if that is asked for; nan where the squares overflow."""
     length = tl.full(squares.shape, 1.0, tl.float32)
     if NORMALISE:
-        length = 1.0 / tl.sqrt(squares + EPS)
-    return squares, length
+        length = 1.0 / tl.sqrt(squares + EPS) + squares * 0.0
+    return length
 
 
 @triton.jit(do_not_specialize=COUNTS)
@@ -67,9 +71,14 @@ def systems(
     gates = (batch * LENGTH + start) * HEADS + head
     rows = tl.arange(0, C)
 
-    key = load_tile(k, k_token, length, 0, KEY, C, BK, EVEN_K)
+    if APART:  # read early, used late
+        before, own, end = load_documents(documents, batch, start, LENGTH, C)
+        whole_chunk = one_document(documents, LENGTH, HEADS, CHUNKS, C)
+    key = load_tile(k, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
+    turned = tl.trans(key)
+    a = tl.dot(key, turned, input_precision=PRECISION)
+    squares = _squares(a, C)
     strength = tl.load(beta + gates + rows * HEADS, mask=rows < length, other=0.0).to(tl.float32)
-    squares, key_length = _square(key.to(tl.float32), EPS, NORMALISE)
     check = squares + strength * strength
     if GATED:
         log_decays = load_log_decay(log_decay + gates, HEADS, length, C)
@@ -80,19 +89,24 @@ def systems(
     limit = tl.minimum(length, first_row(check * 0.0 != 0.0, C))
     alive = rows < limit
     strength = tl.where(alive, strength, 0.0)
-    key = tl.where(alive[:, None], key, 0.0).to(DOT)
-    key_length = tl.where(alive, key_length, 0.0)
-    query = load_tile(q, q_token, limit, 0, KEY, C, BK, EVEN_K)
-    _, query_length = _square(query.to(tl.float32), EPS, NORMALISE)
+    key_length = tl.where(alive, _inverse_length(squares, EPS, NORMALISE), 0.0)
+    query = load_tile(q, q_token, limit, 0, KEY, C, BK, EVEN_K).to(DOT)
+    query_length = tl.full((C,), 1.0, tl.float32)
+    if NORMALISE:
+        wide = query.to(tl.float32)
+        query_length = _inverse_length(tl.sum(wide * wide, 1), EPS, NORMALISE)
 
-    turned = tl.trans(key)
+    factors += at * (FACTORS * C) + rows
+    tl.store(factors + 3 * C, key_length)
+    tl.store(factors + 4 * C, query_length)
+
     written = (key_length * strength)[None, :]
-    s = tl.dot(query.to(DOT), turned, input_precision=PRECISION) * ((query_length * scale)[:, None] * written)
+    s = tl.dot(query, turned, input_precision=PRECISION) * ((query_length * scale)[:, None] * written)
     reads, writes = key_length, key_length * strength
     asks = tl.where(alive, query_length * scale, 0.0)
     if APART:
-        between, from_start, to_end, _ = load_documents(documents, batch, start, LENGTH, C)
-        tl.store(kept + at, tl.where(one_document(documents, LENGTH, HEADS, CHUNKS, C), 1.0, 0.0))
+        between, from_start, to_end, _ = apart(before, own, end, C)
+        tl.store(kept + at, tl.where(whole_chunk, 1.0, 0.0))
     elif GATED:
         high, low = cumulative(tl.where(alive, log_decays, 0.0))
         between = between_tokens(high[:, None], low[:, None], high[None, :], low[None, :], DOT)
@@ -107,14 +121,13 @@ def systems(
         reads, writes, asks = reads * from_start, writes * to_end, asks * from_start
     # Here, because then only one matrix is kept while the system is solved.
     store_rows(scores + at * (C * C), tl.where((rows[:, None] >= rows[None, :]) & alive[:, None], s, 0.0), C, C)
-    a = tl.dot(key, turned, input_precision=PRECISION) * (key_length[:, None] * written)
+    a = a * (key_length[:, None] * written)
     if GATED or APART:
         a = a * between
-    x = unit_lower_inverse(bounded(tl.where(rows[:, None] > rows[None, :], a, 0.0)), C, PRECISION)
+    x = unit_lower_inverse(bounded(tl.where((rows[:, None] > rows[None, :]) & alive[:, None], a, 0.0)), C, PRECISION)
     limit = tl.minimum(limit, first_row(tl.max(tl.abs(x), 1) >= LARGEST, C))
     alive = rows < limit
     store_rows(system + at * (C * C), tl.where(alive[:, None], x, 0.0), C, C)
-    factors += at * (FACTORS * C) + rows
     tl.store(factors, tl.where(alive, reads, 0.0))
     tl.store(factors + C, tl.where(alive, writes, 0.0))
     tl.store(factors + 2 * C, tl.where(alive, asks, 0.0))
@@ -163,10 +176,17 @@ def _walk_outputs(
         weights = load_rows(scores + at * (C * C), C, C)
         reads, writes, asks = _load_factors(factors, at, C)
         limit = tl.load(sound + at)
+        if KEPT:
+            keep = tl.load(kept + at)
         value = load_tile(v + start * v_token, v_token, length, first, VALUE, C, PART, EVEN_V)
+        turned = tl.trans(key)
+        if C < 64:  # products' operands are in registers then, and nothing in two layouts there is loaded ahead
+            turned = load_turned(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
 
         held = state.to(DOT)
         store_rows(before + (at * BV + first) * BK, tl.trans(held), PART, BK)
+        if KEPT:
+            state = state * keep
         # Both products with the state at once: its place in shared memory is free afterwards.
         error = tl.dot(key, held, input_precision=PRECISION)
         read = tl.dot(query, held, input_precision=PRECISION) * asks[:, None]
@@ -177,7 +197,6 @@ def _walk_outputs(
             error = bounded(error)
         else:
             sizes += tl.sum(tl.abs(error), 1)  # no error is larger than that, and nan stays
-            spare = tl.minimum(spare, limit - length)
         result = tl.dot(x, error.to(DOT), input_precision=PRECISION)
         factor = result.to(DOT)
         store_rows(residual + (at * BV + first) * C, tl.trans(factor), PART, C)
@@ -185,12 +204,12 @@ def _walk_outputs(
         if CAREFUL:
             read = tl.where(tokens < until, read, float("nan"))
         store_tile(out + start * HEADS * VALUE, read, HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)
-        if KEPT:
-            state = state * tl.load(kept + at)
         if CAREFUL:
             # After a token that is not sound, no state is.
             state += tl.where(until < length, float("nan"), 0.0)
-        state = tl.dot(tl.trans(key), (result * writes[:, None]).to(DOT), state, input_precision=PRECISION)
+        state = tl.dot(turned, (result * writes[:, None]).to(DOT), state, input_precision=PRECISION)
+        if not CAREFUL:
+            spare = tl.minimum(spare, limit - length)
     place, mask = _boundary(after, row, first, KEY, VALUE, BK, PART)
     tl.store(place, state, mask=mask)
     return (tl.sum(sizes, 0) < LARGEST) & (spare >= 0)
@@ -267,6 +286,8 @@ def walk_adjoint(
         x = load_rows(system + at * (C * C), C, C)
         weights = load_rows(scores + at * (C * C), C, C)
         reads, writes, asks = _load_factors(factors, at, C)
+        if KEPT:
+            keep = tl.load(kept + at)
         asked = load_turned(out_grad + start * o_token, o_token, length, first, VALUE, C, PART, EVEN_V)
 
         held = state.to(DOT)
@@ -278,7 +299,7 @@ def walk_adjoint(
             v_grad + start * HEADS * VALUE, tl.trans(value), HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V
         )
         if KEPT:
-            state = state * tl.load(kept + at)
+            state = state * keep
         state = tl.dot((asked.to(tl.float32) * asks[None, :]).to(DOT), query, state, input_precision=PRECISION)
         state = tl.dot((value * -reads[None, :]).to(DOT), key, state, input_precision=PRECISION)
     place, mask = _boundary(before_grad, row, first, KEY, VALUE, BK, PART)

@@ -73,8 +73,8 @@ class TestHopper:
         (16, 32, 0): {"transitions": 112}, (16, 32, 1): {"outputs": 112}, (16, 64, 0): {"outputs": 128}
     }  # fmt: skip
 
-    # By width and decay, sequences and heads from which on walks are faster; else they are not used.
-    FEW: ClassVar = {(32, 1): 200, (64, 0): 48, (64, 1): 48, (128, 0): 16, (128, 1): 16}
+    # By width, sequences and heads from which on walks are faster; else they are not used.
+    FEW: ClassVar = {32: 128, 64: 48, 128: 16, 256: 8}
 
     # Width: tokens of a chunk; columns, warps, stages, registers of transitions, states, outputs, adjoint, gradients.
     @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ class TestHopper:
             capped = wanted | {name: wanted[name] | {"registers": cap} for name, cap in caps.items()}
             shape = {"bits": bits, "width": width, "gated": gated}
             walk = find(read_table(), "delta_rule", "sm_90", shape)["walk"]
-            assert walk["few"] == (self.FEW.get((most, gated)) if bits == 16 else None)
+            assert walk["few"] == (self.FEW.get(most) if bits == 16 else None)
             assert find(read_table(), "delta_rule", "default", shape)["walk"]["few"] is None
             self.compare("delta_rule", capped | {"walk": walk}, **shape)
 

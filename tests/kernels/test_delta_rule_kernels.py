@@ -157,6 +157,18 @@ class TestKernels:
         for found, wanted in zip((out, state), exact, strict=True):
             assert (found.isnan() | torch.isclose(found.double(), wanted, rtol=1e-2, atol=1e16)).all()
 
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow
+    def test_a_query_whose_square_overflows(self) -> None:
+        made = operands(40, 16, 16)
+        before = ours(**made, normalise=True)[0]
+        made["q"] = made["q"].clone()
+        made["q"][:, 20, 0, 3] = 1e30
+        out, state = ours(**made, normalise=True)
+        assert out[:, 20, 0].isnan().all()
+        others = torch.arange(40, device=DEVICE) != 20
+        assert error(out[:, others], before[:, others]) < 1e-6
+        assert state.isfinite().all()
+
     def test_what_overflows_is_right_or_not_a_number(self) -> None:
         made = operands(40, 16, 16, initial=True)
         made["initial_state"] *= 1e25
