@@ -68,8 +68,8 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def adjacent(tensor: Tensor) -> Tensor:
-    """As kernels read operands: strides may be any, but for that of the last axis."""
-    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+    """As kernels read operands: strides may be any, but for that of the last axis, and if 32 bits hold all places."""
+    return tensor if tensor.stride(-1) == 1 and addressable(tensor) else tensor.contiguous()
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:

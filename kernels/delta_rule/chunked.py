@@ -69,8 +69,9 @@ def delta_rule(
 
 
 def unit_length(x: Tensor) -> Tensor:
-    """x / sqrt(sum(x²) + EPS) over the last axis."""
-    return x * (x.square().sum(-1, keepdim=True) + EPS).rsqrt()
+    """x / sqrt(sum(x²) + EPS) over the last axis; nan where the sum overflows."""
+    squares = x.square().sum(-1, keepdim=True)
+    return x * ((squares + EPS).rsqrt() + squares * 0.0)
 
 
 def _chunked(

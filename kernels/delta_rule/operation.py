@@ -57,7 +57,8 @@ def delta_rule(
 
     Returns:
         o [batch, length, heads, value] in v's dtype, and the final state [batch, heads, key, value], float64 for
-        float64 v and float32 otherwise. After a non-finite k, v, beta or log_decay all results of its head are nan.
+        float64 v and float32 otherwise. After a non-finite k, v, beta or log_decay all results of its head are nan;
+        with `normalise`, the output of a q whose square overflows is.
 
     Raises:
         ValueError: shapes that disagree, chunk_size below 1, cu_seqlens or documents that do not fit.

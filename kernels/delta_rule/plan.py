@@ -77,7 +77,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     **{f"{kernel}.registers": (None, 96, 128, 168) for kernel in ("transitions", "outputs", "adjoint", "gradients")},
     "states.stages": (1, 2, 3, 4),
     "gradients.flip": (False, True),
-    "walk.few": (None, 16, 48, 200),
+    "walk.few": (None, 8, 16, 48, 128),
     "walk.chunk": (32, 64),
     **{f"walk.{kernel}.warps": (1, 2, 4, 8) for kernel in ("systems", "outputs", "adjoint", "gradients")},
     **{f"walk.{kernel}.part": (16, 32, 64, 128) for kernel in ("outputs", "adjoint")},

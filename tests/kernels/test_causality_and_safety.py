@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kernels.delta_rule import delta_rule
+from kernels.delta_rule import reference as delta_rule_reference
 from kernels.linear_attention import linear_attention
 from kernels.linear_scan import linear_scan
 from kernels.long_convolution import long_convolution
@@ -56,6 +59,22 @@ def test_a_non_finite_token_is_never_hidden(case: Case, value: float) -> None:
         assert out[1].isfinite().all(), name
         if case.chunked and name != "q":
             assert not out[0, first:].isfinite().any(), name
+
+
+@pytest.mark.parametrize("run", [delta_rule, delta_rule_reference.delta_rule])
+def test_a_query_whose_square_overflows_has_no_length(run: Callable[..., tuple[Tensor, Tensor]]) -> None:
+    """Divided by its length it would be zero, and its output a number that is wrong."""
+    q, k, v = torch.randn(3, 1, 70, 2, 8).unbind()
+    beta = torch.rand(1, 70, 2)
+    before = run(q, k, v, beta, normalise=True)
+    q = q.clone()
+    q[0, 40, 0, 3] = 3e19
+    after = run(q, k, v, beta, normalise=True)
+    assert after[0][0, 40, 0].isnan().all()
+    assert not after[0][0, 40, 1].isnan().any()
+    others = torch.arange(70) != 40
+    assert torch.equal(after[0][:, others], before[0][:, others])
+    assert torch.equal(after[1], before[1])
 
 
 @pytest.mark.parametrize("device", DEVICES)

@@ -323,9 +323,11 @@ def test_by_the_interpreter() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
-@pytest.mark.parametrize("capability", [90, 86])
-def test_compiles_and_fits(capability: int, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The interpreter accepts more than the compiler does, and has memory for all; at this width other devices need
+@pytest.mark.parametrize(("capability", "width"), [(90, 128), (86, 128), (90, 256)])
+def test_compiles_and_fits(
+    capability: int, width: int, form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The interpreter accepts more than the compiler does, and has memory for all; at a width of 128 other devices need
     smaller sizes than Hopper."""
     pytest.importorskip("triton")
     from tests.kernels.absent_gpu import launches
@@ -333,6 +335,6 @@ def test_compiles_and_fits(capability: int, form: str, tmp_path: Path, monkeypat
     from tests.kernels.compile_kernels import use
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    uses = [use(launch, capability) for launch in launches(delta(1, 80, 4, 128, gated=True), capability)]
+    uses = [use(launch, capability) for launch in launches(delta(1, 80, 4, width, gated=True), capability)]
     assert len(uses) == (4 if form == "walks" else 6)
     assert not any(one.over for one in uses)
