@@ -68,8 +68,16 @@ def working_dtype(tensor: Tensor) -> torch.dtype:
 
 
 def adjacent(tensor: Tensor) -> Tensor:
-    """As kernels read operands: strides may be any, but for that of the last axis, and if 32 bits hold all places."""
-    return tensor if tensor.stride(-1) == 1 and addressable(tensor) else tensor.contiguous()
+    """As kernels read operands: strides may be any, but for that of the last axis."""
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def output_gradient(grad: Tensor | None, like: Tensor) -> Tensor:
+    """As kernels that compute places in 32 bits read the gradient of a result with the shape of `like`; zeros for None.
+    Operands with wider strides are not sent to them, but a gradient may have any."""
+    if grad is None:
+        return torch.zeros_like(like, memory_format=torch.contiguous_format)
+    return adjacent(grad) if addressable(grad) else grad.contiguous()
 
 
 def contiguous(tensor: Tensor | None) -> Tensor | None:

@@ -80,11 +80,16 @@ def store_rows(pointer, x, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
-def inverse_length(x, EPS: tl.constexpr):
-    """1 / sqrt(sum(x²) + eps) of each row: [rows, 1] float32; nan where the sum overflows."""
-    wide = x.to(tl.float32)
-    squares = tl.sum(wide * wide, 1)[:, None]
+def inverse_root(squares, EPS: tl.constexpr):
+    """1 / sqrt(squares + eps); nan where the squares overflow."""
     return 1.0 / tl.sqrt(squares + EPS) + squares * 0.0
+
+
+@triton.jit
+def inverse_length(x, EPS: tl.constexpr):
+    """1 / sqrt(sum(x²) + eps) of each row: [rows, 1] float32."""
+    wide = x.to(tl.float32)
+    return inverse_root(tl.sum(wide * wide, 1)[:, None], EPS)
 
 
 @triton.jit
@@ -154,7 +159,7 @@ def load_decays(sums, at, C: tl.constexpr, DOT: tl.constexpr):
         low = tl.load(pointer + C + row)
         left += tl.load(pointer + 2 * C - 1) - low[:, None]
     between = between_tokens(high[:, None], low[:, None], high[None, :], low[None, :], DOT)
-    # Columns until here: their exponentials are made where the columns are.
+    # Sums of one column each, so that exponentials are made in the columns' layout: fewer bytes are spilled.
     return between, tl.sum(tl.exp2(high[:, None]), 1), tl.sum(tl.exp2(left), 1), tl.exp2(last)
 
 

@@ -11,7 +11,7 @@ from kernels.delta_rule import backward_kernels, chunked, forward_kernels
 from kernels.delta_rule.plan import Plan, arguments, plan, strides
 from kernels.delta_rule.tiles import FACTORS, TRITON_TYPES
 from kernels.delta_rule.walk import walk, walk_back
-from kernels.operands import adjacent, contiguous
+from kernels.operands import adjacent, contiguous, output_gradient
 from kernels.second_order import second_derivatives
 
 
@@ -125,7 +125,7 @@ def _backward(
     p, results = plan(q, k, v, log_decay), _empty_gradients(q, k, v, beta, log_decay)
     q_grad, k_grad, v_grad, beta_grad, log_decay_grad, state_grad = results
     q, k, v, beta = adjacent(q), adjacent(k), adjacent(v), beta.contiguous()
-    out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else adjacent(out_grad)
+    out_grad = output_gradient(out_grad, v)
     log_decay, documents, boundary = contiguous(log_decay), contiguous(documents), contiguous(after_grad)
     if p.walks:
         kept_back = (inverse, transition, kept, sums, before, sound, factors, residual)

@@ -18,6 +18,7 @@ from kernels.delta_rule.tiles import (
     bounded,
     cumulative,
     first_row,
+    inverse_root,
     load_documents,
     load_log_decay,
     load_rows,
@@ -42,10 +43,10 @@ def _squares(product, C: tl.constexpr):
 
 @triton.jit
 def _inverse_length(squares, EPS: tl.constexpr, NORMALISE: tl.constexpr):
-    """What makes a row's length one, if that is asked for; nan where the squares overflow."""
+    """What makes a row's length one, if that is asked for."""
     length = tl.full(squares.shape, 1.0, tl.float32)
     if NORMALISE:
-        length = 1.0 / tl.sqrt(squares + EPS) + squares * 0.0
+        length = inverse_root(squares, EPS)
     return length
 
 
@@ -91,10 +92,8 @@ def systems(
     strength = tl.where(alive, strength, 0.0)
     key_length = tl.where(alive, _inverse_length(squares, EPS, NORMALISE), 0.0)
     query = load_tile(q, q_token, limit, 0, KEY, C, BK, EVEN_K).to(DOT)
-    query_length = tl.full((C,), 1.0, tl.float32)
-    if NORMALISE:
-        wide = query.to(tl.float32)
-        query_length = _inverse_length(tl.sum(wide * wide, 1), EPS, NORMALISE)
+    wide = query.to(tl.float32)
+    query_length = _inverse_length(tl.sum(wide * wide, 1), EPS, NORMALISE)
 
     factors += at * (FACTORS * C) + rows
     tl.store(factors + 3 * C, key_length)

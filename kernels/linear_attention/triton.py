@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kernels.linear_attention import backward_kernels, chunked, forward_kernels, fused
 from kernels.linear_attention.plan import Plan, arguments, device_of, plan, strides
-from kernels.operands import adjacent, contiguous
+from kernels.operands import adjacent, contiguous, output_gradient
 from kernels.second_order import second_derivatives
 
 
@@ -108,7 +108,7 @@ def _backward(
     p, results = plan(q, k, v, log_decay, bonus), _empty_grads(q, k, v, log_decay, bonus)
     q_grad, k_grad, v_grad, decay_grad, bonus_grad, state_grad = results
     q, k, v, log_decay, bonus = adjacent(q), adjacent(k), adjacent(v), contiguous(log_decay), contiguous(bonus)
-    out_grad = torch.zeros_like(v, memory_format=torch.contiguous_format) if out_grad is None else adjacent(out_grad)
+    out_grad = output_gradient(out_grad, v)
     if p.fused:
         boundaries = contiguous(initial_state), contiguous(after_grad)
         fused.walk_back(p, q, k, v, log_decay, *boundaries, sound, out_grad, *results[:4], state_grad, scale)

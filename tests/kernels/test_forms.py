@@ -11,7 +11,7 @@ from torch import Tensor
 
 from kernels.delta_rule import delta_rule
 from kernels.linear_attention import linear_attention
-from kernels.operands import addressable, adjacent, fused_allowed, lowered, plain_forms
+from kernels.operands import addressable, fused_allowed, lowered, output_gradient, plain_forms
 from kernels.swiglu import operation
 
 
@@ -43,8 +43,8 @@ def test_places_beyond_32_bits_are_left_to_the_plain_forms() -> None:
     assert addressable(fits, fits)
     assert not addressable(fits, beyond)
     assert not addressable(torch.empty(1, 32, 2**19, 128, device="meta").transpose(1, 2))
-    assert adjacent(beyond[:, :, :, :8]).is_contiguous()
-    assert adjacent(fits[:, :, :, :8]).stride() == fits.stride()
+    assert output_gradient(beyond[:, :, :, :8], fits).is_contiguous()
+    assert output_gradient(fits[:, :, :, :8], fits).stride() == fits.stride()
 
 
 def test_autocast_lowers_what_its_own_products_would() -> None:
