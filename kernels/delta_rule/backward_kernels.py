@@ -11,15 +11,18 @@ from kernels.delta_rule.tiles import (
     COUNTS,
     bounded,
     inverse_length,
+    load_inverse,
     load_kept,
     load_keys,
     load_rows,
     load_tile,
     locate,
     one_document,
+    place_of,
     store_rows,
     store_tile,
     tile_dot,
+    two_dot,
 )
 
 # fmt: off
@@ -47,7 +50,7 @@ def _adjoint_additions(
     query = load_keys(q, q_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     key = load_keys(k, k_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     erased = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
-    x = load_rows(inverse + at * (C * C), C, C)
+    x, rest = load_inverse(place_of(inverse, at, 0, C, DOT), C, DOT)
     attention = tl.dot(key, tl.trans(query), input_precision=PRECISION)
     if GATED:
         between, from_start, _, _ = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
@@ -57,7 +60,7 @@ def _adjoint_additions(
     for first in tl.static_range(0, BV, PART):
         o = load_tile(out_grad, o_token, limit, first, VALUE, C, PART, EVEN_V)
         z = tl.dot(attention, o.to(DOT), input_precision=PRECISION)
-        z = tl.dot(tl.trans(x), z.to(DOT), input_precision=PRECISION) * erased[:, None]
+        z = two_dot(tl.trans(x), tl.trans(rest), z.to(DOT), False, DOT, PRECISION) * erased[:, None]
         if GATED:
             o = o.to(tl.float32) * from_start[:, None]
         added = tl.dot(tl.trans(o.to(DOT)), query, input_precision=PRECISION) * scale
@@ -119,7 +122,7 @@ def _gradients(
     query = load_keys(q, q_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     key = load_keys(k, k_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
-    x = load_rows(inverse + at * (C * C), C, C)
+    x, rest = load_inverse(place_of(inverse, at, 0, C, DOT), C, DOT)
     attention = tl.dot(query, tl.trans(key), input_precision=PRECISION) * scale
     if GATED:
         between, from_start, to_end, whole = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
@@ -147,14 +150,14 @@ def _gradients(
             stored = stored * from_start[:, None]
             u_grad = u_grad * to_end[:, None]
         error = value - stored
-        u = tile_dot(x, bounded(error * strength[:, None]).to(DOT), FLIP, PRECISION)
+        u = two_dot(x, rest, bounded(error * strength[:, None]).to(DOT), FLIP, DOT, PRECISION)
         if GATED and not APART:
             # The last token's own part, to the end of the chunk, is not decayed.
             moved = tl.sum(u * u_grad, 1) * decayed
             cumulative_grad -= moved
             whole_grad += tl.sum(moved, 0) + tl.sum(state.to(tl.float32) * state_grad.to(tl.float32)) * whole
         u_grad += tile_dot(tl.trans(weights), o, FLIP, PRECISION)
-        written = tile_dot(tl.trans(x), u_grad.to(DOT), FLIP, PRECISION)
+        written = two_dot(tl.trans(x), tl.trans(rest), u_grad.to(DOT), FLIP, DOT, PRECISION)
         strength_grad += tl.sum(written * error, 1)
         value_grad = written * strength[:, None]
         store_tile(v_grad + gates * VALUE, value_grad, HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)

@@ -17,6 +17,7 @@ from kernels.delta_rule.tiles import (
     cumulative,
     first_row,
     load_documents,
+    load_inverse,
     load_kept,
     load_keys,
     load_log_decay,
@@ -24,9 +25,13 @@ from kernels.delta_rule.tiles import (
     load_tile,
     locate,
     one_document,
+    place_of,
+    store_inverse,
     store_rows,
     store_sums,
     store_tile,
+    two_dot,
+    two_terms,
     unit_lower_inverse,
 )
 
@@ -82,10 +87,12 @@ def _transitions(
     x = unit_lower_inverse(bounded(tl.where(rows[:, None] > rows[None, :], a, 0.0)), C, PRECISION)
     limit = tl.minimum(limit, first_row(tl.max(tl.abs(x), 1) >= LARGEST, C))
     x = tl.where(rows[:, None] < limit, x, 0.0)
-    store_rows(inverse + at * (C * C), x, C, C)
+    store_inverse(place_of(inverse, at, 0, C, DOT), x, C, DOT)
 
-    written = (x * strength[None, :]).to(DOT)
-    erased = (x * (strength * from_start)[None, :]).to(DOT) if GATED else written
+    written, written_rest = two_terms(x * strength[None, :], DOT)
+    erased, erased_rest = written, written_rest
+    if GATED:
+        erased, erased_rest = two_terms(x * (strength * from_start)[None, :], DOT)
     for first in tl.static_range(0, BK, PART):
         part = key
         if PART < BK:
@@ -93,7 +100,7 @@ def _transitions(
             if NORMALISE:
                 part = part.to(tl.float32) * (1.0 / tl.sqrt(squares + EPS))[:, None]
             part = part.to(DOT)
-        w = tl.dot(erased, part, input_precision=PRECISION)
+        w = two_dot(erased, erased_rest, part, False, DOT, PRECISION)
         if GATED:
             w = w * to_end[:, None]
         step = tl.dot(tl.trans(w.to(DOT)), key, input_precision=PRECISION)
@@ -104,7 +111,7 @@ def _transitions(
         damaged = tl.sum(value * value, 1) * 0.0 != 0.0
         sound_rows = tl.minimum(sound_rows, first_row(damaged, C))
         value = tl.where(damaged[:, None], 0.0, value).to(DOT)
-        u = tl.dot(written, value, input_precision=PRECISION)
+        u = two_dot(written, written_rest, value, False, DOT, PRECISION)
         if GATED:
             u = u * to_end[:, None]
         step = tl.dot(tl.trans(u.to(DOT)), key, input_precision=PRECISION)
@@ -243,7 +250,7 @@ def _outputs(
     query = load_keys(q, q_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     key = load_keys(k, k_token, limit, KEY, C, BK, EVEN_K, NORMALISE, EPS, DOT)
     strength = tl.load(beta + gates + rows * HEADS, mask=rows < limit, other=0.0).to(tl.float32)
-    x = load_rows(inverse + at * (C * C), C, C)
+    x, rest = load_inverse(place_of(inverse, at, 0, C, DOT), C, DOT)
     attention = tl.dot(query, tl.trans(key), input_precision=PRECISION)
     if GATED:
         between, from_start, _, _ = load_kept(sums, documents, at, batch, start, LENGTH, C, DOT, APART)
@@ -259,7 +266,7 @@ def _outputs(
             read = read * from_start[:, None]
         error = bounded((value - stored) * strength[:, None])
         limit = tl.minimum(limit, first_row(tl.max(tl.abs(error), 1) >= LARGEST, C))
-        u = tl.dot(x, error.to(DOT), input_precision=PRECISION)
+        u = two_dot(x, rest, error.to(DOT), False, DOT, PRECISION)
         read += tl.dot(attention, u.to(DOT), input_precision=PRECISION)
         read = tl.where(rows[:, None] < limit, read * scale, float("nan"))
         store_tile(out, read, HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)

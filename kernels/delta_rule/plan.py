@@ -83,7 +83,7 @@ SPACE: dict[str, tuple[Any, ...]] = {
     **{f"walk.{kernel}.part": (16, 32, 64, 128) for kernel in ("outputs", "adjoint")},
     "walk.gradients.part": (32, 64, 128),
     **{f"walk.{kernel}.stages": (1, 2, 3, 4) for kernel in ("outputs", "adjoint")},
-    **{f"walk.{kernel}.registers": (None, 128, 168) for kernel in ("systems", "gradients")},
+    **{f"walk.{kernel}.registers": (None, 112, 128, 168) for kernel in ("systems", "gradients")},
 }
 
 

@@ -86,6 +86,40 @@ def inverse_root(squares, EPS: tl.constexpr):
 
 
 @triton.jit
+def two_terms(x, DOT: tl.constexpr):
+    """x for products, and what their rounding leaves of it."""
+    high = x.to(DOT)
+    return high, (x - high.to(tl.float32)).to(DOT)
+
+
+@triton.jit
+def place_of(tiles, at, OTHERS: tl.constexpr, C: tl.constexpr, DOT: tl.constexpr):
+    """Where the tiles [C, C] of chunk `at` begin: an inverse, in two terms unless in float32, and OTHERS."""
+    TILES: tl.constexpr = OTHERS + (1 if tl.float32 == DOT else 2)
+    return tiles + at * (TILES * C * C)
+
+
+@triton.jit
+def store_inverse(place, x, C: tl.constexpr, DOT: tl.constexpr):
+    """For bfloat16's products as a sum of two: where keys come back, its rows nearly cancel what they are multiplied
+    with, and one rounding would be most of what is left."""
+    high, rest = two_terms(x, DOT)
+    store_rows(place, high, C, C)
+    if tl.float32 != DOT:
+        store_rows(place + C * C, rest, C, C)
+
+
+@triton.jit
+def load_inverse(place, C: tl.constexpr, DOT: tl.constexpr):
+    """Both terms, for `two_dot`; in float32 the second one is not looked at."""
+    x = load_rows(place, C, C)
+    rest = x
+    if tl.float32 != DOT:
+        rest = load_rows(place + C * C, C, C)
+    return x, rest
+
+
+@triton.jit
 def inverse_length(x, EPS: tl.constexpr):
     """1 / sqrt(sum(x²) + eps) of each row: [rows, 1] float32."""
     wide = x.to(tl.float32)
@@ -213,6 +247,15 @@ def tile_dot(a, b, FLIP: tl.constexpr, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def two_dot(x, rest, y, FLIP: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr):
+    """(x + rest) y of `two_terms`."""
+    product = tile_dot(x, y, FLIP, PRECISION)
+    if tl.float32 != DOT:
+        product += tile_dot(rest, y, FLIP, PRECISION)
+    return product
+
+
+@triton.jit
 def bounded(x):
     """Overflow and nan become LARGEST, so that zeros of a mask times them stay zeros."""
     return tl.where(tl.abs(x) < LARGEST, x, LARGEST)
@@ -225,11 +268,20 @@ def first_row(damaged, C: tl.constexpr):
 
 
 @triton.jit
+def nearest(x, PRECISION: tl.constexpr):
+    """For products in tf32, which drop 13 bits: half of the last one kept is added, lest all errors point to zero."""
+    if PRECISION == "tf32":
+        x = (x.to(tl.int32, bitcast=True) + 2**12).to(tl.float32, bitcast=True)
+    return x
+
+
+@triton.jit
 def _merge(x, a, row, column, SIZE: tl.constexpr, PRECISION: tl.constexpr):
-    """Inverted diagonal blocks of twice the size."""
+    """Inverted diagonal blocks of twice the size; a is of `nearest`."""
     between = (row // (2 * SIZE) == column // (2 * SIZE)) & (row // SIZE != column // SIZE)
-    step = tl.dot(x, tl.where(between, a, 0.0), input_precision=PRECISION)
-    return bounded(x - tl.dot(step, x, input_precision=PRECISION))
+    factor = nearest(x, PRECISION)
+    step = nearest(tl.dot(factor, tl.where(between, a, 0.0), input_precision=PRECISION), PRECISION)
+    return bounded(x - tl.dot(step, factor, input_precision=PRECISION))
 
 
 @triton.jit
@@ -246,6 +298,7 @@ def unit_lower_inverse(a, C: tl.constexpr, PRECISION: tl.constexpr):
     small = tl.sum(tl.where(on_diagonal, apart, 0.0), 2)
     row, column = tl.arange(0, 16)[None, :, None], tl.arange(0, 16)[None, None, :]
     x = tl.where(row == column, 1.0, 0.0) - tl.where(row // 2 == column // 2, small, 0.0)
+    small = nearest(small, PRECISION)
     for level in tl.static_range(1, 4):
         x = _merge(x, small, row, column, 2**level, PRECISION)
     if blocks == 1:
@@ -253,6 +306,7 @@ def unit_lower_inverse(a, C: tl.constexpr, PRECISION: tl.constexpr):
     else:
         x = tl.reshape(tl.where(on_diagonal, x[:, :, None, :], 0.0), (C, C))
         row, column = tl.arange(0, C)[:, None], tl.arange(0, C)[None, :]
+        a = nearest(a, PRECISION)
         for level in tl.static_range(4, 7):
             if 2**level < C:
                 x = _merge(x, a, row, column, 2**level, PRECISION)

@@ -56,7 +56,8 @@ def _forward(
     initial_state: Tensor | None, scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output and final state, and for the backward pass: inverse, transition, kept, sums, before, sound, factors,
-    residual. Where sequences are walked through, the second one has the scores; else the last two are empty."""
+    residual. Where sequences are walked through, the scores are beside the inverse, and the transition is empty; else
+    the last two are."""
     p, results = plan(q, k, v, log_decay), _empty(q, k, v, log_decay)
     out, after, inverse, transition, kept, sums, before, sound, *_ = results
     q, k, v, beta = adjacent(q), adjacent(k), adjacent(v), beta.contiguous()
@@ -99,12 +100,13 @@ def _empty(
     batch, length, heads, key = q.shape
     rows, chunks, value = batch * heads, -(-length // p.chunk), v.shape[-1]
     square, across = (p.chunk, p.chunk), (p.key, p.key)
+    tiles = (2 if p.dot == torch.bfloat16 else 1) + p.walks
     factors, residual = ((FACTORS.value, p.chunk), (p.value, p.chunk)) if p.walks else ((0, 0), (0, 0))
     return (
         v.new_empty(batch, length, heads, value),
         v.new_empty(batch, heads, key, value, dtype=torch.float32),
-        v.new_empty(rows, chunks, *square, dtype=p.dot),
-        v.new_empty(rows, chunks, *(square if p.walks else across), dtype=p.dot),
+        v.new_empty(rows, chunks, tiles, *square, dtype=p.dot),
+        v.new_empty(rows, 0 if p.walks else chunks, *across, dtype=p.dot),
         v.new_empty(rows, chunks, dtype=torch.float32),
         v.new_empty(0 if log_decay is None else rows, chunks, 2, p.chunk, dtype=torch.float32),
         v.new_empty(rows, chunks, p.value, p.key, dtype=p.dot),

@@ -25,18 +25,18 @@ def walk(
     boundary: Tensor | None, results: tuple[Tensor, ...], scale: float, *, normalise: bool,
 ) -> None:  # fmt: skip
     """Fills the results of `kernels::delta_rule`."""
-    out, after, system, scores, kept, sums, before, sound, factors, residual = results
+    out, after, system, _, kept, sums, before, sound, factors, residual = results
     rows, chunks = sound.shape
     counts = (*strides(q, k, v), *q.shape[1:3], chunks, q.shape[-1], v.shape[-1])
     sizes = p.sizes.walk
     walk_kernels.systems[(rows * chunks,)](
-        q, k, v, beta, log_decay, documents, system, scores, factors, kept, sums, sound, scale, *counts,
+        q, k, v, beta, log_decay, documents, system, factors, kept, sums, sound, scale, *counts,
         **arguments(p, sizes.systems, q, v, log_decay, documents, normalise),
     )  # fmt: skip
     some = log_decay is not None or documents is not None
     walking = _walking(p, sizes.outputs, q, v, boundary, kept=some)
     walk_kernels.walk_outputs[(rows * (p.value // walking["PART"]),)](
-        q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after, *counts, **walking
+        q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, *counts, **walking
     )
 
 
@@ -46,7 +46,7 @@ def walk_back(
     scale: float, *, normalise: bool,
 ) -> None:  # fmt: skip
     """Fills the results of `kernels::delta_rule_backward`; `kept_back`: those of `kernels::delta_rule` but two."""
-    system, scores, kept, sums, before, sound, factors, residual = kept_back
+    system, _, kept, sums, before, sound, factors, residual = kept_back
     q_grad, k_grad, v_grad, beta_grad, log_decay_grad, state_grad = results
     rows, chunks = sound.shape
     counts = (*strides(q, k, out_grad), *q.shape[1:3], chunks, q.shape[-1], v.shape[-1])
@@ -54,7 +54,7 @@ def walk_back(
     some = log_decay is not None or documents is not None
     walking = _walking(p, sizes.adjoint, q, v, boundary, kept=some)
     walk_kernels.walk_adjoint[(rows * (p.value // walking["PART"]),)](
-        q, k, system, scores, factors, kept, boundary, out_grad, states_grad, v_grad, state_grad, *counts, **walking
+        q, k, system, factors, kept, boundary, out_grad, states_grad, v_grad, state_grad, *counts, **walking
     )
     walk_gradients[(rows * chunks,)](
         q, k, beta, factors, sums, documents, sound, before, states_grad, residual, out_grad, v_grad,

@@ -20,15 +20,19 @@ from kernels.delta_rule.tiles import (
     first_row,
     inverse_root,
     load_documents,
+    load_inverse,
     load_log_decay,
     load_rows,
     load_tile,
     load_turned,
     locate,
     one_document,
+    place_of,
+    store_inverse,
     store_rows,
     store_sums,
     store_tile,
+    two_dot,
     unit_lower_inverse,
 )
 
@@ -52,7 +56,7 @@ def _inverse_length(squares, EPS: tl.constexpr, NORMALISE: tl.constexpr):
 
 @triton.jit(do_not_specialize=COUNTS)
 def systems(
-    q, k, v, beta, log_decay, documents, system, scores, factors, kept, sums, sound, scale,
+    q, k, v, beta, log_decay, documents, system, factors, kept, sums, sound, scale,
     q_batch, q_token, q_head, k_batch, k_token, k_head, v_batch, v_token, v_head, LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
     EVEN_V: tl.constexpr, GATED: tl.constexpr, APART: tl.constexpr, NORMALISE: tl.constexpr, EPS: tl.constexpr,
@@ -119,14 +123,15 @@ def systems(
         s = s * between
         reads, writes, asks = reads * from_start, writes * to_end, asks * from_start
     # Here, because then only one matrix is kept while the system is solved.
-    store_rows(scores + at * (C * C), tl.where((rows[:, None] >= rows[None, :]) & alive[:, None], s, 0.0), C, C)
+    tiles = place_of(system, at, 1, C, DOT)
+    store_rows(tiles, tl.where((rows[:, None] >= rows[None, :]) & alive[:, None], s, 0.0), C, C)
     a = a * (key_length[:, None] * written)
     if GATED or APART:
         a = a * between
     x = unit_lower_inverse(bounded(tl.where((rows[:, None] > rows[None, :]) & alive[:, None], a, 0.0)), C, PRECISION)
     limit = tl.minimum(limit, first_row(tl.max(tl.abs(x), 1) >= LARGEST, C))
     alive = rows < limit
-    store_rows(system + at * (C * C), tl.where(alive[:, None], x, 0.0), C, C)
+    store_inverse(tiles + C * C, tl.where(alive[:, None], x, 0.0), C, DOT)
     tl.store(factors, tl.where(alive, reads, 0.0))
     tl.store(factors + C, tl.where(alive, writes, 0.0))
     tl.store(factors + 2 * C, tl.where(alive, asks, 0.0))
@@ -151,7 +156,7 @@ def _boundary(boundary, row, first, KEY, VALUE, BK: tl.constexpr, PART: tl.const
 
 @triton.jit
 def _walk_outputs(
-    q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after, row, first,
+    q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, row, first,
     q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
     EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
@@ -171,8 +176,9 @@ def _walk_outputs(
         length = tl.minimum(LENGTH - chunk * C, C)
         key = load_tile(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
         query = load_tile(q + start * q_token, q_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
-        x = load_rows(system + at * (C * C), C, C)
-        weights = load_rows(scores + at * (C * C), C, C)
+        tiles = place_of(system, at, 1, C, DOT)
+        weights = load_rows(tiles, C, C)
+        x, rest = load_inverse(tiles + C * C, C, DOT)
         reads, writes, asks = _load_factors(factors, at, C)
         limit = tl.load(sound + at)
         if KEPT:
@@ -196,7 +202,7 @@ def _walk_outputs(
             error = bounded(error)
         else:
             sizes += tl.sum(tl.abs(error), 1)  # no error is larger than that, and nan stays
-        result = tl.dot(x, error.to(DOT), input_precision=PRECISION)
+        result = two_dot(x, rest, error.to(DOT), False, DOT, PRECISION)
         factor = result.to(DOT)
         store_rows(residual + (at * BV + first) * C, tl.trans(factor), PART, C)
         read = tl.dot(weights, factor, read, input_precision=PRECISION)
@@ -216,7 +222,7 @@ def _walk_outputs(
 
 @triton.jit(do_not_specialize=WALKED)
 def walk_outputs(
-    q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after,
+    q, k, v, system, factors, kept, sound, boundary, before, residual, out, after,
     q_batch, q_token: tl.constexpr, q_head, k_batch, k_token: tl.constexpr, k_head,
     v_batch, v_token: tl.constexpr, v_head,
     LENGTH, HEADS: tl.constexpr, CHUNKS, KEY: tl.constexpr, VALUE: tl.constexpr,
@@ -236,14 +242,14 @@ def walk_outputs(
     v += batch * v_batch + head * v_head
     out += (batch * LENGTH * HEADS + head) * VALUE
     right = _walk_outputs(
-        q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after, row, first,
+        q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, row, first,
         q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V, KEPT, BOUNDED,
         DOT, PRECISION, STAGES, False,
     )
     if not right:
         tl.debug_barrier()
         _walk_outputs(
-            q, k, v, system, scores, factors, kept, sound, boundary, before, residual, out, after, row, first,
+            q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, row, first,
             q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V, KEPT,
             BOUNDED, DOT, PRECISION, 1, True,
         )
@@ -251,7 +257,7 @@ def walk_outputs(
 
 @triton.jit(do_not_specialize=WALKED)
 def walk_adjoint(
-    q, k, system, scores, factors, kept, boundary, out_grad, after_grad, v_grad, before_grad,
+    q, k, system, factors, kept, boundary, out_grad, after_grad, v_grad, before_grad,
     q_batch, q_token: tl.constexpr, q_head, k_batch, k_token: tl.constexpr, k_head,
     o_batch, o_token: tl.constexpr, o_head,
     LENGTH, HEADS: tl.constexpr, CHUNKS, KEY: tl.constexpr, VALUE: tl.constexpr,
@@ -282,8 +288,9 @@ def walk_adjoint(
         length = tl.minimum(LENGTH - chunk * C, C)
         key = load_tile(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
         query = load_tile(q + start * q_token, q_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
-        x = load_rows(system + at * (C * C), C, C)
-        weights = load_rows(scores + at * (C * C), C, C)
+        tiles = place_of(system, at, 1, C, DOT)
+        weights = load_rows(tiles, C, C)
+        x, rest = load_inverse(tiles + C * C, C, DOT)
         reads, writes, asks = _load_factors(factors, at, C)
         if KEPT:
             keep = tl.load(kept + at)
@@ -293,7 +300,10 @@ def walk_adjoint(
         store_rows(after_grad + (at * BV + first) * BK, held, PART, BK)
         written = tl.dot(held, tl.trans(key), input_precision=PRECISION) * writes[None, :]
         written = tl.dot(asked.to(DOT), weights, written, input_precision=PRECISION)
-        value = tl.dot(written.to(DOT), x, input_precision=PRECISION)
+        written = written.to(DOT)
+        value = tl.dot(written, x, input_precision=PRECISION)
+        if tl.float32 != DOT:
+            value += tl.dot(written, rest, input_precision=PRECISION)
         store_tile(
             v_grad + start * HEADS * VALUE, tl.trans(value), HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V
         )

@@ -1,5 +1,5 @@
-"""bfloat16 in Triton's interpreter as a GPU has it. By itself it multiplies bits instead of numbers, and cuts off what
-it should round."""
+"""Products in Triton's interpreter as a GPU has them. By itself it multiplies bits of bfloat16 instead of numbers, cuts
+off what it should round, and takes tf32 for float32."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from triton.runtime import interpreter  # type: ignore[import-untyped, import-no
 
 
 def use_bfloat16(patch: pytest.MonkeyPatch) -> None:
-    """In kernels that the interpreter runs: products with exact factors and float32 sums, casts to the nearest."""
+    """In kernels that the interpreter runs: products with exact factors, less the 13 bits that tf32 drops, and float32
+    sums; casts to the nearest."""
     builder = interpreter.InterpreterBuilder
     for name in ("create_fp_trunc", "create_fp_ext", "create_fp_to_fp"):
         patch.setattr(builder, name, _cast)
@@ -21,8 +22,17 @@ def use_bfloat16(patch: pytest.MonkeyPatch) -> None:
 
 
 def _dot(builder: Any, a: Any, b: Any, total: Any, precision: Any, imprecise: Any) -> Any:
-    product = np.matmul(*(_widened(x.data) if x.dtype.scalar == tl.bfloat16 else x.data for x in (a, b)))
+    short = precision == interpreter._ir.INPUT_PRECISION.TF32
+    product = np.matmul(*(_factor(x, short) for x in (a, b)))
     return interpreter.TensorHandle(product.astype(total.data.dtype) + total.data, total.dtype.scalar)
+
+
+def _factor(x: Any, short: bool) -> NDArray[Any]:
+    if x.dtype.scalar == tl.bfloat16:
+        return _widened(x.data)
+    if short and x.dtype.scalar == tl.float32:
+        return (np.ascontiguousarray(x.data).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+    return x.data  # type: ignore[no-any-return]
 
 
 def _cast(builder: Any, source: Any, to: Any, *rounding: Any) -> Any:

@@ -255,6 +255,17 @@ class TestKernels:
         sizes = {"gated": True, "initial": True, "dtype": torch.bfloat16, "most": 1.0}
         compare(operands(500, 128, 128, **sizes), exact=chunked.delta_rule, bound=6e-3, normalise=True)
 
+    @pytest.mark.parametrize(("distinct", "bound"), [(2, 7e-2), (8, 2e-2), (128, 8e-3)])
+    def test_bfloat16_of_repeated_keys(self, distinct: int, bound: float, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The inverse nearly cancels what it is multiplied with, so its own rounding shows."""
+        from tests.kernels.interpreter_bfloat16 import use_bfloat16
+
+        if INTERPRETED:
+            use_bfloat16(monkeypatch)
+        made = operands(128, 64, 64, dtype=torch.bfloat16, batch=1 if INTERPRETED else 16)
+        keys = made["k"][:, :distinct].repeat(1, 128 // distinct, 1, 1)
+        compare(made | {"k": keys, "beta": torch.full_like(made["beta"], 2.0)}, bound=bound, normalise=True)
+
     @on_gpu
     @pytest.mark.parametrize("gated", [False, True])
     @pytest.mark.parametrize(
@@ -338,3 +349,20 @@ def test_compiles_and_fits(
     uses = [use(launch, capability) for launch in launches(delta(1, 80, 4, width, gated=True), capability)]
     assert len(uses) == (4 if form == "walks" else 6)
     assert not any(one.over for one in uses)
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+def test_compiles_with_states(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An initial state and a gradient of the final one are other variants of the kernels."""
+    pytest.importorskip("triton")
+    from tests.kernels.absent_gpu import launches
+    from tests.kernels.bench_mixers import delta
+    from tests.kernels.compile_kernels import use
+
+    def total(q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> Tensor:
+        out, after = delta_rule(q, k, v, beta, initial_state=q.new_zeros(1, 4, 32, 32))
+        return out.sum() + after.sum()
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    uses = [use(launch, 90) for launch in launches(replace(delta(1, 80, 4, 32), ours=total))]
+    assert len(uses) == (4 if form == "walks" else 6)
