@@ -23,6 +23,7 @@ from kernels.delta_rule.tiles import (
     store_tile,
     tile_dot,
     two_dot,
+    two_terms,
 )
 
 # fmt: off
@@ -157,7 +158,10 @@ def _gradients(
             cumulative_grad -= moved
             whole_grad += tl.sum(moved, 0) + tl.sum(state.to(tl.float32) * state_grad.to(tl.float32)) * whole
         u_grad += tile_dot(tl.trans(weights), o, FLIP, PRECISION)
-        written = two_dot(tl.trans(x), tl.trans(rest), u_grad.to(DOT), FLIP, DOT, PRECISION)
+        u_grad, more = two_terms(u_grad, DOT)
+        written = two_dot(tl.trans(x), tl.trans(rest), u_grad, FLIP, DOT, PRECISION)
+        if tl.float32 != DOT:
+            written += tile_dot(tl.trans(x), more, FLIP, PRECISION)
         strength_grad += tl.sum(written * error, 1)
         value_grad = written * strength[:, None]
         store_tile(v_grad + gates * VALUE, value_grad, HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)

@@ -33,6 +33,7 @@ from kernels.delta_rule.tiles import (
     store_sums,
     store_tile,
     two_dot,
+    two_terms,
     unit_lower_inverse,
 )
 
@@ -300,10 +301,11 @@ def walk_adjoint(
         store_rows(after_grad + (at * BV + first) * BK, held, PART, BK)
         written = tl.dot(held, tl.trans(key), input_precision=PRECISION) * writes[None, :]
         written = tl.dot(asked.to(DOT), weights, written, input_precision=PRECISION)
-        written = written.to(DOT)
+        written, more = two_terms(written, DOT)
         value = tl.dot(written, x, input_precision=PRECISION)
         if tl.float32 != DOT:
             value += tl.dot(written, rest, input_precision=PRECISION)
+            value += tl.dot(more, x, input_precision=PRECISION)
         store_tile(
             v_grad + start * HEADS * VALUE, tl.trans(value), HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V
         )
