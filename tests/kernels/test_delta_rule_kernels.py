@@ -72,8 +72,8 @@ def compare(made: Operands, *, exact: Any = reference.delta_rule, bound: float |
 
 
 def beside_rounded_products(made: Operands, most: float, patch: pytest.MonkeyPatch) -> None:
-    """No error is above `most` times that of the plain form with products of bfloat16; 2 at least
-    where a token has one number, since few of them decide."""
+    """No error is above `most` times that of the plain form with products of bfloat16, or 2 times, if that is
+    more, where a gradient is one number a token: few of them decide."""
     from tests.kernels.interpreter_bfloat16 import use_bfloat16
     from tests.kernels.rounded_products import RoundedProducts
 
