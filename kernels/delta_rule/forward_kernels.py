@@ -206,10 +206,13 @@ def states(
 
 @triton.jit(do_not_specialize=["SEGMENTS"])
 def links(
-    local, boundary, linked, SEGMENTS, KEY, VALUE, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr,
-    BOUNDED: tl.constexpr, PRECISION: tl.constexpr,
+    sums, products, boundary, linked, sums_place, products_place, SEGMENTS, KEY, VALUE,
+    BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, SLICE: tl.constexpr, BOUNDED: tl.constexpr,
+    BACKWARD: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):
-    """The state before each segment, from the sums and the products of `states` over segments; all transposed."""
+    """The state before each segment, from what segments make of zeros and of the identity; all transposed. BACKWARD:
+    the gradient of the state after each, from the last segment to the first. SLICE rows of a product are held at
+    once."""
     first = tl.program_id(0) * PART
     row = tl.program_id(1).to(tl.int64)
     value, key = first + tl.arange(0, PART)[:, None], tl.arange(0, BK)[None, :]
@@ -217,12 +220,22 @@ def links(
     if BOUNDED:
         mask = (key < KEY) & (value < VALUE)
         state += tl.load(boundary + (row * KEY + key) * VALUE + value, mask=mask, other=0.0).to(tl.float32)
-    for segment in tl.range(0, SEGMENTS, num_stages=2):
+    rows = tl.arange(0, SLICE)[:, None] * (1 if BACKWARD else BK)
+    for index in tl.range(0, SEGMENTS, num_stages=STAGES):
+        segment = SEGMENTS - 1 - index if BACKWARD else index
         place = row * SEGMENTS + segment
-        store_rows(linked + (place * BV + first) * BK, state, PART, BK)
-        both = local + place * ((BV + BK) * BK)
-        product = load_rows(both + BV * BK, BK, BK)
-        state = load_rows(both + first * BK, PART, BK) + tl.dot(state, product, input_precision=PRECISION)
+        begun, product = linked + (place * BV + first) * BK, products + place * products_place
+        store_rows(begun, state, PART, BK)
+        added = load_rows(sums + place * sums_place + first * BK, PART, BK)
+        if SLICE < BK:
+            tl.debug_barrier()
+        for some in tl.static_range(0, BK, SLICE):
+            taken = state
+            if SLICE < BK:
+                taken = tl.load(begun + tl.arange(0, PART)[:, None] * BK + some + tl.arange(0, SLICE)[None, :])
+            columns = some * (1 if BACKWARD else BK) + key * (BK if BACKWARD else 1)
+            added = tl.dot(taken, tl.load(product + rows + columns), added, input_precision=PRECISION)
+        state = added
 
 
 @triton.jit

@@ -29,11 +29,19 @@ class Launch:
 @dataclass(frozen=True)
 class Walk:
     """Of the form that walks through sequences: from how many sequences and heads on it is used (None: never), tokens
-    of a chunk, and sizes of each kernel."""
+    of a chunk, and sizes of each kernel; `ends`: of the walk to the ends of segments.
+
+    With fewer programs than `programs`, segments of a sequence are walked through side by side, `span` chunks each at
+    least, if there are as many as `segments`: the way to their ends is walked twice.
+    """
 
     few: int | None
     chunk: int
+    programs: int
+    segments: int
+    span: int
     systems: Launch
+    ends: Launch
     outputs: Launch
     adjoint: Launch
     gradients: Launch
@@ -58,11 +66,13 @@ class Sizes:
 @dataclass(frozen=True)
 class Plan:
     """Everything the kernels need to know about shapes and types at compile time. `chunk`: tokens of one, in the form
-    that is used."""
+    that is used; `span`: chunks of a segment of a sequence, of which `segments` are walked through side by side."""
 
     walks: bool
     sizes: Sizes
     chunk: int
+    span: int
+    segments: int
     key: int
     value: int
     dot: torch.dtype
@@ -79,10 +89,12 @@ SPACE: dict[str, tuple[Any, ...]] = {
     "gradients.flip": (False, True),
     "walk.few": (None, 8, 16, 48, 128),
     "walk.chunk": (32, 64),
-    **{f"walk.{kernel}.warps": (1, 2, 4, 8) for kernel in ("systems", "outputs", "adjoint", "gradients")},
-    **{f"walk.{kernel}.part": (16, 32, 64, 128) for kernel in ("outputs", "adjoint")},
+    "walk.programs": (132, 264),
+    "walk.span": (4, 8, 16),
+    **{f"walk.{kernel}.warps": (1, 2, 4, 8) for kernel in ("systems", "ends", "outputs", "adjoint", "gradients")},
+    **{f"walk.{kernel}.part": (16, 32, 64, 128) for kernel in ("ends", "outputs", "adjoint")},
     "walk.gradients.part": (32, 64, 128),
-    **{f"walk.{kernel}.stages": (1, 2, 3, 4) for kernel in ("outputs", "adjoint")},
+    **{f"walk.{kernel}.stages": (1, 2, 3, 4) for kernel in ("ends", "outputs", "adjoint")},
     **{f"walk.{kernel}.registers": (None, 112, 128, 168) for kernel in ("systems", "gradients")},
 }
 
@@ -102,9 +114,20 @@ def plan(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor | None) -> Plan:
         key, value = max(key, 64), max(value, 64)  # narrower tiles fault now and then in Triton 3.6's wgmma
     shape = {"bits": 8 * dot.itemsize, "width": int(max(key, value)), "gated": int(log_decay is not None)}
     chosen = choose("delta_rule", sizes, v.device, **shape)
-    few = chosen.walk.few
-    walks = few is not None and q.shape[0] * q.shape[2] >= few
-    return Plan(walks, chosen, chosen.walk.chunk if walks else chosen.chunk, key, value, dot, precision)
+    walk, rows = chosen.walk, q.shape[0] * q.shape[2]
+    span, segments = _segments(walk, rows * (value // min(walk.outputs.part, value)), -(-q.shape[1] // walk.chunk))
+    if walk.few is not None and (rows >= walk.few or segments > 1):
+        return Plan(True, chosen, walk.chunk, span, segments, key, value, dot, precision)
+    return Plan(False, chosen, chosen.chunk, 0, 0, key, value, dot, precision)
+
+
+def _segments(walk: Walk, programs: int, chunks: int) -> tuple[int, int]:
+    """Chunks of a segment, and how many there are, where as many programs walk through whole sequences."""
+    most = min(walk.programs // programs, chunks // walk.span)
+    if most < max(walk.segments, 2):
+        return chunks, 1
+    span = -(-chunks // most)
+    return span, -(-chunks // span)
 
 
 def strides(*tensors: Tensor) -> tuple[int, ...]:

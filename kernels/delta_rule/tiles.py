@@ -13,7 +13,7 @@ TRITON_TYPES = {torch.bfloat16: tl.bfloat16, torch.float32: tl.float32}
 # Arguments whose value must not make another variant of a kernel.
 COUNTS = ("LENGTH", "HEADS", "CHUNKS")
 # Of those that walk, where strides and heads are constants (README.md).
-WALKED = ("LENGTH", "CHUNKS")
+WALKED = ("LENGTH", "CHUNKS", "SEGMENTS", "SPAN")
 # Factors of a chunk's tokens where sequences are walked through, one after the other in memory: of what a key reads, of
 # what it writes, of what a query reads; of unit lengths, a key's and a query's.
 FACTORS = tl.constexpr(5)

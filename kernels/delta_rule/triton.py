@@ -10,7 +10,7 @@ from torch import Tensor
 from kernels.delta_rule import backward_kernels, chunked, forward_kernels
 from kernels.delta_rule.plan import Plan, arguments, plan, strides
 from kernels.delta_rule.tiles import FACTORS, TRITON_TYPES
-from kernels.delta_rule.walk import walk, walk_back
+from kernels.delta_rule.walk import link, walk, walk_back
 from kernels.operands import adjacent, contiguous, output_gradient
 from kernels.second_order import second_derivatives
 
@@ -41,13 +41,8 @@ def _scan(
         run(boundary, after, p.value)
         return
     local = after.new_empty(rows, segments, p.value + p.key, p.key)
-    linked = after.new_empty(rows, segments, p.value, p.key)
     run(None, local, p.key + p.value, local=True)
-    forward_kernels.links[(p.value // 16, rows)](
-        local, boundary, linked, segments, *shape, BK=p.key, BV=p.value, PART=16, BOUNDED=boundary is not None,
-        PRECISION=p.precision, num_warps=4, num_stages=1,
-    )  # fmt: skip
-    run(linked, after, p.value, linked=True)
+    run(link(p, local, local, boundary, shape), after, p.value, linked=True)
 
 
 @torch.library.custom_op("kernels::delta_rule", mutates_args=())
@@ -56,8 +51,8 @@ def _forward(
     initial_state: Tensor | None, scale: float, normalise: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Output and final state, and for the backward pass: inverse, transition, kept, sums, before, sound, factors,
-    residual. Where sequences are walked through, the scores are beside the inverse, and the transition is empty; else
-    the last two are."""
+    residual. Where sequences are walked through, the scores are beside the inverse, and the transitions are those of
+    segments, if there are some, below what these make of zeros; else the last two are empty."""
     p, results = plan(q, k, v, log_decay), _empty(q, k, v, log_decay)
     out, after, inverse, transition, kept, sums, before, sound, *_ = results
     q, k, v, beta = adjacent(q), adjacent(k), adjacent(v), beta.contiguous()
@@ -99,14 +94,18 @@ def _empty(
     p = plan(q, k, v, log_decay)
     batch, length, heads, key = q.shape
     rows, chunks, value = batch * heads, -(-length // p.chunk), v.shape[-1]
-    square, across = (p.chunk, p.chunk), (p.key, p.key)
+    square = (p.chunk, p.chunk)
     tiles = (2 if p.dot == torch.bfloat16 else 1) + p.walks
     factors, residual = ((FACTORS.value, p.chunk), (p.value, p.chunk)) if p.walks else ((0, 0), (0, 0))
+    if p.walks:
+        transition = v.new_empty(rows, p.segments if p.segments > 1 else 0, p.value + p.key, p.key, dtype=torch.float32)
+    else:
+        transition = v.new_empty(rows, chunks, p.key, p.key, dtype=p.dot)
     return (
         v.new_empty(batch, length, heads, value),
         v.new_empty(batch, heads, key, value, dtype=torch.float32),
         v.new_empty(rows, chunks, tiles, *square, dtype=p.dot),
-        v.new_empty(rows, 0 if p.walks else chunks, *across, dtype=p.dot),
+        transition,
         v.new_empty(rows, chunks, dtype=torch.float32),
         v.new_empty(0 if log_decay is None else rows, chunks, 2, p.chunk, dtype=torch.float32),
         v.new_empty(rows, chunks, p.value, p.key, dtype=p.dot),

@@ -7,7 +7,7 @@ from __future__ import annotations
 import triton  # type: ignore[import-untyped, import-not-found, unused-ignore]
 import triton.language as tl  # type: ignore[import-untyped, import-not-found, unused-ignore]
 
-from kernels.delta_rule.tiles import FACTORS, WALKED, load_kept, load_rows, load_tile, locate, store_tile
+from kernels.delta_rule.tiles import FACTORS, load_kept, load_rows, load_tile, locate, store_tile
 
 # fmt: off
 
@@ -90,7 +90,7 @@ def _key_grad(erased, x, query, key, weights, both, share, from_start, GATED: tl
     return tl.dot(both, key, grad, input_precision=PRECISION), share
 
 
-@triton.jit(do_not_specialize=WALKED)
+@triton.jit(do_not_specialize=("LENGTH", "CHUNKS"))
 def walk_gradients(
     q, k, beta, factors, sums, documents, sound, before, after_grad, residual, out_grad, v_grad,
     q_grad, k_grad, beta_grad, log_decay_grad, scale,

@@ -156,46 +156,71 @@ def _boundary(boundary, row, first, KEY, VALUE, BK: tl.constexpr, PART: tl.const
 
 
 @triton.jit
+def _segment(program, parts: tl.constexpr, SEGMENTS, SPAN, CHUNKS, CUT: tl.constexpr):
+    """Of a program that walks: its row, its place among all rows' segments, the first of its chunks and what follows
+    the last one, and whether the sequence begins and ends with these."""
+    place = (program // parts).to(tl.int64)
+    row, begin, end = place, 0, CHUNKS
+    if CUT:
+        row, begin = place // SEGMENTS, (place % SEGMENTS).to(tl.int32) * SPAN
+        end = tl.minimum(begin + SPAN, CHUNKS)
+    return row, place, begin, end, begin == 0, end == CHUNKS
+
+
+@triton.jit
 def _walk_outputs(
-    q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, row, first,
-    q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE,
+    q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, program, parts: tl.constexpr,
+    q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, SEGMENTS, SPAN, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
-    EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr, CAREFUL: tl.constexpr,
+    EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, CUT: tl.constexpr, ENDS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, CAREFUL: tl.constexpr,
 ):
     """What `walk_outputs` writes; if not CAREFUL, as if nothing overflowed and all tokens were sound, and whether that
     is so."""
+    row, place, begin, end, _, last = _segment(program, parts, SEGMENTS, SPAN, CHUNKS, CUT)
+    first = program % parts * PART
     tokens = tl.arange(0, C)[:, None]
     sizes, spare = tl.zeros((C,), tl.float32), LENGTH
     state = tl.zeros((BK, PART), tl.float32)
-    if BOUNDED:
-        place, mask = _boundary(boundary, row, first, KEY, VALUE, BK, PART)
-        state += tl.load(place, mask=mask, other=0.0).to(tl.float32)
-    for chunk in tl.range(0, CHUNKS, num_stages=STAGES):
+    if ENDS:
+        state += tl.where(tl.arange(0, BK)[:, None] == first - BV + tl.arange(0, PART)[None, :], 1.0, 0.0)
+    elif CUT:
+        state += tl.trans(load_rows(boundary + (place * BV + first) * BK, PART, BK))
+    elif BOUNDED:
+        states, mask = _boundary(boundary, row, first, KEY, VALUE, BK, PART)
+        state += tl.load(states, mask=mask, other=0.0).to(tl.float32)
+    for chunk in tl.range(begin, end, num_stages=STAGES):
         at = row * CHUNKS + chunk
         start = tl.cast(chunk * C, tl.int64)
         length = tl.minimum(LENGTH - chunk * C, C)
         key = load_tile(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
-        query = load_tile(q + start * q_token, q_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
+        if not ENDS:
+            query = load_tile(q + start * q_token, q_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
         tiles = place_of(system, at, 1, C, DOT)
-        weights = load_rows(tiles, C, C)
+        if not ENDS:
+            weights = load_rows(tiles, C, C)
         x, rest = load_inverse(tiles + C * C, C, DOT)
         reads, writes, asks = _load_factors(factors, at, C)
         limit = tl.load(sound + at)
         if KEPT:
             keep = tl.load(kept + at)
-        value = load_tile(v + start * v_token, v_token, length, first, VALUE, C, PART, EVEN_V)
+        there = length
+        if ENDS:
+            there = tl.where(first < BV, length, 0)
+        value = load_tile(v + start * v_token, v_token, there, first, VALUE, C, PART, EVEN_V)
         turned = tl.trans(key)
         if C < 64:  # products' operands are in registers then, and nothing in two layouts there is loaded ahead
             turned = load_turned(k + start * k_token, k_token, length, 0, KEY, C, BK, EVEN_K).to(DOT)
 
         held = state.to(DOT)
-        store_rows(before + (at * BV + first) * BK, tl.trans(held), PART, BK)
+        if not ENDS:
+            store_rows(before + (at * BV + first) * BK, tl.trans(held), PART, BK)
         if KEPT:
             state = state * keep
         # Both products with the state at once: its place in shared memory is free afterwards.
         error = tl.dot(key, held, input_precision=PRECISION)
-        read = tl.dot(query, held, input_precision=PRECISION) * asks[:, None]
+        if not ENDS:
+            read = tl.dot(query, held, input_precision=PRECISION) * asks[:, None]
         error = value.to(tl.float32) - error * reads[:, None]
         if CAREFUL:
             # What overflows or is not finite spoils its own column alone, from its token on.
@@ -205,19 +230,23 @@ def _walk_outputs(
             sizes += tl.sum(tl.abs(error), 1)  # no error is larger than that, and nan stays
         result = two_dot(x, rest, error.to(DOT), False, DOT, PRECISION)
         factor = result.to(DOT)
-        store_rows(residual + (at * BV + first) * C, tl.trans(factor), PART, C)
-        read = tl.dot(weights, factor, read, input_precision=PRECISION)
-        if CAREFUL:
-            read = tl.where(tokens < until, read, float("nan"))
-        store_tile(out + start * HEADS * VALUE, read, HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)
+        if not ENDS:
+            store_rows(residual + (at * BV + first) * C, tl.trans(factor), PART, C)
+            read = tl.dot(weights, factor, read, input_precision=PRECISION)
+            if CAREFUL:
+                read = tl.where(tokens < until, read, float("nan"))
+            store_tile(out + start * HEADS * VALUE, read, HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V)
         if CAREFUL:
             # After a token that is not sound, no state is.
             state += tl.where(until < length, float("nan"), 0.0)
         state = tl.dot(turned, (result * writes[:, None]).to(DOT), state, input_precision=PRECISION)
         if not CAREFUL:
             spare = tl.minimum(spare, limit - length)
-    place, mask = _boundary(after, row, first, KEY, VALUE, BK, PART)
-    tl.store(place, state, mask=mask)
+    if ENDS:
+        store_rows(after + (place * (BV + BK) + first) * BK, tl.trans(state), PART, BK)
+    elif last:
+        final, inside = _boundary(after, row, first, KEY, VALUE, BK, PART)
+        tl.store(final, state, mask=inside)
     return (tl.sum(sizes, 0) < LARGEST) & (spare >= 0)
 
 
@@ -226,33 +255,35 @@ def walk_outputs(
     q, k, v, system, factors, kept, sound, boundary, before, residual, out, after,
     q_batch, q_token: tl.constexpr, q_head, k_batch, k_token: tl.constexpr, k_head,
     v_batch, v_token: tl.constexpr, v_head,
-    LENGTH, HEADS: tl.constexpr, CHUNKS, KEY: tl.constexpr, VALUE: tl.constexpr,
+    LENGTH, HEADS: tl.constexpr, CHUNKS, SEGMENTS, SPAN, KEY: tl.constexpr, VALUE: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
-    EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, CUT: tl.constexpr, ENDS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):
     """R = (I + L B)⁻¹ (V - e^G K S), O = scale (e^G Q S + P B R), S⁺ = e^{G_C} S + K̃ᵀ B R, of PART value columns.
 
-    What is wrong after all is written a second time.
+    What is wrong after all is written a second time. CUT: of a segment, SPAN chunks, from the state that `links` wrote
+    to `boundary`. ENDS: only what a segment makes of zeros, and of the identity without values, for `links`; these go
+    to `after`, one below the other.
     """
-    parts: tl.constexpr = BV // PART
-    row, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * PART
+    parts: tl.constexpr = (BV + BK if ENDS else BV) // PART
+    row = _segment(tl.program_id(0), parts, SEGMENTS, SPAN, CHUNKS, CUT)[0]
     batch, head = row // HEADS, row % HEADS
     q += batch * q_batch + head * q_head
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
     out += (batch * LENGTH * HEADS + head) * VALUE
     right = _walk_outputs(
-        q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, row, first,
-        q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V, KEPT, BOUNDED,
-        DOT, PRECISION, STAGES, False,
+        q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, tl.program_id(0), parts,
+        q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, SEGMENTS, SPAN, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V,
+        KEPT, BOUNDED, CUT, ENDS, DOT, PRECISION, STAGES, False,
     )
     if not right:
         tl.debug_barrier()
         _walk_outputs(
-            q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, row, first,
-            q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V, KEPT,
-            BOUNDED, DOT, PRECISION, 1, True,
+            q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, tl.program_id(0), parts,
+            q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, SEGMENTS, SPAN, KEY, VALUE, C, BK, BV, PART, EVEN_K,
+            EVEN_V, KEPT, BOUNDED, CUT, ENDS, DOT, PRECISION, 1, True,
         )
 
 
@@ -261,29 +292,33 @@ def walk_adjoint(
     q, k, system, factors, kept, boundary, out_grad, after_grad, v_grad, before_grad,
     q_batch, q_token: tl.constexpr, q_head, k_batch, k_token: tl.constexpr, k_head,
     o_batch, o_token: tl.constexpr, o_head,
-    LENGTH, HEADS: tl.constexpr, CHUNKS, KEY: tl.constexpr, VALUE: tl.constexpr,
+    LENGTH, HEADS: tl.constexpr, CHUNKS, SEGMENTS, SPAN, KEY: tl.constexpr, VALUE: tl.constexpr,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
-    EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, DOT: tl.constexpr, PRECISION: tl.constexpr,
-    STAGES: tl.constexpr,
+    EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, CUT: tl.constexpr, ENDS: tl.constexpr,
+    DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr,
 ):
     """dV = (I + L B)⁻ᵀ B (Pᵀ dO + K̃ dS⁺) and dS = e^{G_C} dS⁺ + scale (e^G Q)ᵀ dO - (e^G K)ᵀ dV, from the last chunk
     on. dS⁺ of each chunk goes to `after_grad`.
 
-    All of it transposed: what is carried on is then the first factor of the next product, and stays in registers.
+    All of it transposed: what is carried on is then the first factor of the next product, and stays in registers. CUT
+    and ENDS as in `walk_outputs`, but that the identity's is not needed again.
     """
     parts: tl.constexpr = BV // PART
-    row, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * PART
+    row, place, begin, end, earliest, _ = _segment(tl.program_id(0), parts, SEGMENTS, SPAN, CHUNKS, CUT)
+    first = tl.program_id(0) % parts * PART
     batch, head = row // HEADS, row % HEADS
     q += batch * q_batch + head * q_head
     k += batch * k_batch + head * k_head
     out_grad += batch * o_batch + head * o_head
     v_grad += (batch * LENGTH * HEADS + head) * VALUE
     state = tl.zeros((PART, BK), tl.float32)
-    if BOUNDED:
-        place, mask = _boundary(boundary, row, first, KEY, VALUE, BK, PART)
-        state += tl.trans(tl.load(place, mask=mask, other=0.0).to(tl.float32))
-    for index in tl.range(0, CHUNKS, num_stages=STAGES):
-        chunk = CHUNKS - 1 - index
+    if CUT and not ENDS:
+        state += load_rows(boundary + (place * BV + first) * BK, PART, BK)
+    elif BOUNDED:
+        states, mask = _boundary(boundary, row, first, KEY, VALUE, BK, PART)
+        state += tl.trans(tl.load(states, mask=mask, other=0.0).to(tl.float32))
+    for index in tl.range(begin, end, num_stages=STAGES):
+        chunk = begin + end - 1 - index
         at = row * CHUNKS + chunk
         start = tl.cast(chunk * C, tl.int64)
         length = tl.minimum(LENGTH - chunk * C, C)
@@ -298,7 +333,8 @@ def walk_adjoint(
         asked = load_turned(out_grad + start * o_token, o_token, length, first, VALUE, C, PART, EVEN_V)
 
         held = state.to(DOT)
-        store_rows(after_grad + (at * BV + first) * BK, held, PART, BK)
+        if not ENDS:
+            store_rows(after_grad + (at * BV + first) * BK, held, PART, BK)
         written = tl.dot(held, tl.trans(key), input_precision=PRECISION) * writes[None, :]
         written = tl.dot(asked.to(DOT), weights, written, input_precision=PRECISION)
         written, more = two_terms(written, DOT)
@@ -306,12 +342,16 @@ def walk_adjoint(
         if tl.float32 != DOT:
             value += tl.dot(written, rest, input_precision=PRECISION)
             value += tl.dot(more, x, input_precision=PRECISION)
-        store_tile(
-            v_grad + start * HEADS * VALUE, tl.trans(value), HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V
-        )
+        if not ENDS:
+            store_tile(
+                v_grad + start * HEADS * VALUE, tl.trans(value), HEADS * VALUE, length, first, VALUE, C, PART, EVEN_V
+            )
         if KEPT:
             state = state * keep
         state = tl.dot((asked.to(tl.float32) * asks[None, :]).to(DOT), query, state, input_precision=PRECISION)
         state = tl.dot((value * -reads[None, :]).to(DOT), key, state, input_precision=PRECISION)
-    place, mask = _boundary(before_grad, row, first, KEY, VALUE, BK, PART)
-    tl.store(place, tl.trans(state), mask=mask)
+    if ENDS:
+        store_rows(before_grad + (place * BV + first) * BK, state, PART, BK)
+    elif earliest:
+        final, inside = _boundary(before_grad, row, first, KEY, VALUE, BK, PART)
+        tl.store(final, tl.trans(state), mask=inside)

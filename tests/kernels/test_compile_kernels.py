@@ -26,11 +26,21 @@ def test_every_case_of_the_benchmark_reaches_its_kernels() -> None:
         assert bool(launches(case)) == (case.operation not in ("ttt_linear", "long_convolution")), case.name
 
 
-def test_long_sequences_are_scanned_in_segments() -> None:
-    kernels = [[kernel.__name__ for kernel, _, _ in launches(delta(1, length, 8, 128, gated=False))]
-               for length in (2048, 32_768)]  # fmt: skip
-    assert [names.count("states") for names in kernels] == [2, 4]
+@pytest.mark.parametrize(("capability", "short", "twice"), [(86, 1024, "states"), (90, 256, "walk_adjoint")])
+def test_long_sequences_are_cut_into_segments(capability: int, short: int, twice: str) -> None:
+    kernels = [[kernel.__name__ for kernel, _, _ in launches(delta(1, length, 8, 128, gated=False), capability)]
+               for length in (short, 32_768)]  # fmt: skip
+    assert [names.count(twice) for names in kernels] == ([2, 4] if twice == "states" else [0, 2])
     assert [names.count("links") for names in kernels] == [0, 2]
+
+
+@pytest.mark.parametrize("capability", [86, 90])
+def test_links_of_wide_heads_fit(capability: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    made = launches(delta(1, 32_768, 8, 256, gated=False), capability)
+    uses = [use(launch, capability) for launch in made if launch[0].__name__ == "links"]
+    assert len(uses) == 2
+    assert not any(one.over for one in uses)
 
 
 @pytest.mark.parametrize(

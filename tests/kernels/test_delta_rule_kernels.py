@@ -26,6 +26,9 @@ DEVICE = "cpu" if INTERPRETED else "cuda"
 # The relative error that the products' operands bring, rounded to 8 bits of mantissa (bfloat16) or 11 (tf32).
 TOLERANCES = {torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 1e-2}
 
+# Of a forward and backward pass, by form.
+LAUNCHES = {"states in memory": 6, "walks": 4, "walks of segments": 8}
+
 
 def ours(q: Tensor, k: Tensor, v: Tensor, beta: Tensor, log_decay: Tensor | None = None, **options: Any) -> Any:
     if not INTERPRETED:
@@ -93,17 +96,18 @@ def beside_rounded_products(made: Operands, most: float, patch: pytest.MonkeyPat
         assert error(x, exact[name]) < bound * error(plain[name], exact[name]), name
 
 
-@pytest.fixture(params=["states in memory", "walks"])
+@pytest.fixture(params=["states in memory", "walks", "walks of segments"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Both forms, whatever the table says."""
     from kernels.delta_rule import plan
 
-    walks = request.param == "walks"
+    few = {"states in memory": None, "walks": 1, "walks of segments": 10**6}[request.param]
+    programs = (12 if INTERPRETED else 264) if request.param == "walks of segments" else 1
     look_up = plan.choose
 
     def choose(*what: Any, **shape: int) -> plan.Sizes:
         sizes: plan.Sizes = look_up(*what, **shape)
-        return replace(sizes, walk=replace(sizes.walk, few=1 if walks else None))
+        return replace(sizes, walk=replace(sizes.walk, few=few, programs=programs, segments=2, span=1))
 
     monkeypatch.setattr(plan, "choose", choose)
     return str(request.param)
@@ -171,7 +175,7 @@ class TestKernels:
         out, state = ours(**made)
         assert torch.equal(out[:, :20], before[:, :20])
         assert torch.equal(out[:, :, 1], before[:, :, 1])
-        if form == "walks":
+        if form != "states in memory":
             assert out[:, 20:, 0, 3].isnan().all()
             assert state[:, 0, :, 3].isnan().all()
             assert error(out[:, :, 0, 4:], before[:, :, 0, 4:]) < 1e-6
@@ -216,12 +220,13 @@ class TestKernels:
     def test_segments_side_by_side(self, gated: bool, form: str) -> None:
         if form == "walks":
             pytest.skip("these are not cut into segments")
+        batch = 1 if form == "states in memory" else 4  # then three segments of two chunks or one
         sizes = find(read_table(), "delta_rule", "default", {"bits": 32, "width": 16, "gated": gated})
         with trial("delta_rule", {**sizes, "long": 2}):
-            compare(operands(150, 16, 16, gated=gated, initial=gated, heads=1))
+            compare(operands(150, 16, 16, gated=gated, initial=gated, heads=1, batch=batch))
             if not gated:
-                documents = torch.arange(150, device=DEVICE)[None] // 40
-                compare(operands(150, 16, 16, initial=True, heads=1), documents=documents)
+                documents = torch.arange(150, device=DEVICE).expand(batch, 150) // 40
+                compare(operands(150, 16, 16, initial=True, heads=1, batch=batch), documents=documents)
 
     @pytest.mark.parametrize("gated", [False, True])
     def test_transposed_tiles(self, gated: bool) -> None:
@@ -312,7 +317,7 @@ class TestKernels:
             compare(operands(length, width, width, gated=True, dtype=dtype), exact=chunked.delta_rule)
 
     @on_gpu
-    @pytest.mark.parametrize("width", [32, 64, 128])
+    @pytest.mark.parametrize("width", [32, 64, 128, 256])
     def test_long_sequences(self, width: int) -> None:
         for length in (2047, 32768):
             made = operands(length, width, width, dtype=torch.bfloat16, most=1.0)
@@ -370,7 +375,7 @@ def test_compiles_and_fits(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     uses = [use(launch, capability) for launch in launches(delta(1, 80, 4, width, gated=True), capability)]
-    assert len(uses) == (4 if form == "walks" else 6)
+    assert len(uses) == LAUNCHES[form]
     assert not any(one.over for one in uses)
 
 
@@ -388,4 +393,4 @@ def test_compiles_with_states(form: str, tmp_path: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     uses = [use(launch, 90) for launch in launches(replace(delta(1, 80, 4, 32), ours=total))]
-    assert len(uses) == (4 if form == "walks" else 6)
+    assert len(uses) == LAUNCHES[form]
