@@ -156,29 +156,22 @@ def _boundary(boundary, row, first, KEY, VALUE, BK: tl.constexpr, PART: tl.const
 
 
 @triton.jit
-def _segment(program, parts: tl.constexpr, SEGMENTS, SPAN, CHUNKS, CUT: tl.constexpr):
-    """Of a program that walks: its row, its place among all rows' segments, the first of its chunks and what follows
-    the last one, and whether the sequence begins and ends with these."""
-    place = (program // parts).to(tl.int64)
-    row, begin, end = place, 0, CHUNKS
-    if CUT:
-        row, begin = place // SEGMENTS, (place % SEGMENTS).to(tl.int32) * SPAN
-        end = tl.minimum(begin + SPAN, CHUNKS)
-    return row, place, begin, end, begin == 0, end == CHUNKS
+def _segment(place, SEGMENTS, SPAN, CHUNKS):
+    """Of a place among all rows' segments: its row, the first of its chunks and what follows the last one."""
+    begin = (place % SEGMENTS).to(tl.int32) * SPAN
+    return place // SEGMENTS, begin, tl.minimum(begin + SPAN, CHUNKS)
 
 
 @triton.jit
 def _walk_outputs(
-    q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, program, parts: tl.constexpr,
-    q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, SEGMENTS, SPAN, KEY, VALUE,
+    q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, row, first,
+    place, begin, end, q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE,
     C: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr, PART: tl.constexpr, EVEN_K: tl.constexpr,
     EVEN_V: tl.constexpr, KEPT: tl.constexpr, BOUNDED: tl.constexpr, CUT: tl.constexpr, ENDS: tl.constexpr,
     DOT: tl.constexpr, PRECISION: tl.constexpr, STAGES: tl.constexpr, CAREFUL: tl.constexpr,
 ):
     """What `walk_outputs` writes; if not CAREFUL, as if nothing overflowed and all tokens were sound, and whether that
     is so."""
-    row, place, begin, end, _, last = _segment(program, parts, SEGMENTS, SPAN, CHUNKS, CUT)
-    first = program % parts * PART
     tokens = tl.arange(0, C)[:, None]
     sizes, spare = tl.zeros((C,), tl.float32), LENGTH
     state = tl.zeros((BK, PART), tl.float32)
@@ -244,7 +237,7 @@ def _walk_outputs(
             spare = tl.minimum(spare, limit - length)
     if ENDS:
         store_rows(after + (place * (BV + BK) + first) * BK, tl.trans(state), PART, BK)
-    elif last:
+    elif end == CHUNKS:
         final, inside = _boundary(after, row, first, KEY, VALUE, BK, PART)
         tl.store(final, state, mask=inside)
     return (tl.sum(sizes, 0) < LARGEST) & (spare >= 0)
@@ -267,23 +260,26 @@ def walk_outputs(
     to `after`, one below the other.
     """
     parts: tl.constexpr = (BV + BK if ENDS else BV) // PART
-    row = _segment(tl.program_id(0), parts, SEGMENTS, SPAN, CHUNKS, CUT)[0]
+    row, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * PART
+    place, begin, end = row, 0, CHUNKS
+    if CUT:
+        row, begin, end = _segment(place, SEGMENTS, SPAN, CHUNKS)
     batch, head = row // HEADS, row % HEADS
     q += batch * q_batch + head * q_head
     k += batch * k_batch + head * k_head
     v += batch * v_batch + head * v_head
     out += (batch * LENGTH * HEADS + head) * VALUE
     right = _walk_outputs(
-        q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, tl.program_id(0), parts,
-        q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, SEGMENTS, SPAN, KEY, VALUE, C, BK, BV, PART, EVEN_K, EVEN_V,
-        KEPT, BOUNDED, CUT, ENDS, DOT, PRECISION, STAGES, False,
+        q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, row, first,
+        place, begin, end, q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART, EVEN_K,
+        EVEN_V, KEPT, BOUNDED, CUT, ENDS, DOT, PRECISION, STAGES, False,
     )
     if not right:
         tl.debug_barrier()
         _walk_outputs(
-            q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, tl.program_id(0), parts,
-            q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, SEGMENTS, SPAN, KEY, VALUE, C, BK, BV, PART, EVEN_K,
-            EVEN_V, KEPT, BOUNDED, CUT, ENDS, DOT, PRECISION, 1, True,
+            q, k, v, system, factors, kept, sound, boundary, before, residual, out, after, row, first,
+            place, begin, end, q_token, k_token, v_token, LENGTH, HEADS, CHUNKS, KEY, VALUE, C, BK, BV, PART,
+            EVEN_K, EVEN_V, KEPT, BOUNDED, CUT, ENDS, DOT, PRECISION, 1, True,
         )
 
 
@@ -304,8 +300,10 @@ def walk_adjoint(
     and ENDS as in `walk_outputs`, but that the identity's is not needed again.
     """
     parts: tl.constexpr = BV // PART
-    row, place, begin, end, earliest, _ = _segment(tl.program_id(0), parts, SEGMENTS, SPAN, CHUNKS, CUT)
-    first = tl.program_id(0) % parts * PART
+    row, first = (tl.program_id(0) // parts).to(tl.int64), tl.program_id(0) % parts * PART
+    place, begin, end = row, 0, CHUNKS
+    if CUT:
+        row, begin, end = _segment(place, SEGMENTS, SPAN, CHUNKS)
     batch, head = row // HEADS, row % HEADS
     q += batch * q_batch + head * q_head
     k += batch * k_batch + head * k_head
@@ -352,6 +350,6 @@ def walk_adjoint(
         state = tl.dot((value * -reads[None, :]).to(DOT), key, state, input_precision=PRECISION)
     if ENDS:
         store_rows(before_grad + (place * BV + first) * BK, state, PART, BK)
-    elif earliest:
+    elif begin == 0:
         final, inside = _boundary(before_grad, row, first, KEY, VALUE, BK, PART)
         tl.store(final, tl.trans(state), mask=inside)

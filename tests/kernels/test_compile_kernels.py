@@ -26,11 +26,13 @@ def test_every_case_of_the_benchmark_reaches_its_kernels() -> None:
         assert bool(launches(case)) == (case.operation not in ("ttt_linear", "long_convolution")), case.name
 
 
-@pytest.mark.parametrize(("capability", "short", "twice"), [(86, 1024, "states"), (90, 256, "walk_adjoint")])
-def test_long_sequences_are_cut_into_segments(capability: int, short: int, twice: str) -> None:
+@pytest.mark.parametrize(
+    ("capability", "short", "twice", "times"), [(86, 1024, "states", [2, 4]), (90, 256, "walk_adjoint", [0, 2])]
+)
+def test_long_sequences_are_cut_into_segments(capability: int, short: int, twice: str, times: list[int]) -> None:
     kernels = [[kernel.__name__ for kernel, _, _ in launches(delta(1, length, 8, 128, gated=False), capability)]
                for length in (short, 32_768)]  # fmt: skip
-    assert [names.count(twice) for names in kernels] == ([2, 4] if twice == "states" else [0, 2])
+    assert [names.count(twice) for names in kernels] == times
     assert [names.count("links") for names in kernels] == [0, 2]
 
 

@@ -98,7 +98,7 @@ def beside_rounded_products(made: Operands, most: float, patch: pytest.MonkeyPat
 
 @pytest.fixture(params=["states in memory", "walks", "walks of segments"])
 def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Both forms, whatever the table says."""
+    """Both forms, walks also in segments, whatever the table says; one chunk is not cut, nor then walked through."""
     from kernels.delta_rule import plan
 
     few = {"states in memory": None, "walks": 1, "walks of segments": 10**6}[request.param]
