@@ -174,12 +174,12 @@ def store_sums(pointer, high, low, limit, C: tl.constexpr, DOT: tl.constexpr):
 def between_tokens(high, low, high_before, low_before, DOT: tl.constexpr):
     """Decays [C, C] from cumulative sums [C, 1] and [1, C]; products in bfloat16 need no second number.
 
-    Above the diagonal they are 1: what they are multiplied with is masked afterwards.
+    Above the diagonal they may be infinite: what they are multiplied with is masked afterwards.
     """
     difference = high - high_before
     if tl.float32 == DOT:
         difference += low - low_before
-    return tl.exp2(tl.minimum(difference, 0.0))
+    return tl.exp2(difference)
 
 
 @triton.jit

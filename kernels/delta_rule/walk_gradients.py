@@ -26,16 +26,20 @@ def _half(pointer, stride, limit, width, column, C: tl.constexpr, HALF: tl.const
 
 
 @triton.jit
-def _store_halves(pointer, stride, grad, more, x, y, factor, length, width, C: tl.constexpr, BLOCK: tl.constexpr,
-                  HALF: tl.constexpr, EVEN: tl.constexpr, NORMALISE: tl.constexpr):
-    """Of a tile's gradient by halves, first through the length that the rows of [x y] are divided by."""
+def _store_halves(pointer, stride, grad, more, x, y, factor, scale, length, width, C: tl.constexpr,
+                  BLOCK: tl.constexpr, HALF: tl.constexpr, EVEN: tl.constexpr, NORMALISE: tl.constexpr):
+    """Of a tile's gradient by halves, but for the scale, first through the length that the rows of [x y] are divided
+    by."""
     if NORMALISE:
         along = tl.sum(x * grad, 1)
         if BLOCK > HALF:
             along += tl.sum(y * more, 1)
         along = along * factor * factor
+        factor = factor * scale
         grad = factor[:, None] * (grad - x * along[:, None])
         more = factor[:, None] * (more - y * along[:, None])
+    else:
+        grad, more = grad * scale, more * scale
     store_tile(pointer, grad, stride, length, 0, width, C, HALF, EVEN)
     if BLOCK > HALF:
         store_tile(pointer, more, stride, length, HALF, width, C, HALF, EVEN)
@@ -140,16 +144,18 @@ def walk_gradients(
     rest = load_rows(residual, BV, C)
 
     # Within the chunk first, one matrix after the other.
-    grad = tl.where(below | on, tl.dot(asked, rest, input_precision=PRECISION), 0.0)
+    grad = tl.dot(asked, rest, input_precision=PRECISION)
     if GATED or APART:
-        grad = grad * between
-    of_keys = (grad * (strength * key_length * scale)[None, :]).to(DOT)
+        grad *= between
+    grad = tl.where(below | on, grad, 0.0)
+    of_keys = (grad * (strength * key_length)[None, :]).to(DOT)
     grad = grad * (query_length * scale)[:, None]
     of_queries = (grad * strength[None, :]).to(DOT)
     flow = grad * _scores(query, more_query, key, more_key, PRECISION, BK, PART)
-    grad = tl.where(below, -tl.dot(sent, rest, input_precision=PRECISION), 0.0)
+    grad = -tl.dot(sent, rest, input_precision=PRECISION)
     if GATED or APART:
-        grad = grad * between
+        grad *= between
+    grad = tl.where(below, grad, 0.0)
     flow += grad * key_length[:, None] * _scores(key, more_key, key, more_key, PRECISION, BK, PART)
     if GATED:  # a token's flow to itself passes no decay
         own = tl.sum(tl.where(on, flow, 0.0), 1)
@@ -166,16 +172,16 @@ def walk_gradients(
     share = tl.zeros((C,), tl.float32)
     read = tl.dot(asked, _state_half(before, 0, BV, BK, PART), input_precision=PRECISION)
     x = _half(q, q_token, limit, KEY, 0, C, PART, EVEN_K)
-    grad, share = _query_grad(read * scale, x, key, of_keys, share, from_start, GATED, APART, PRECISION)
+    grad, share = _query_grad(read, x, key, of_keys, share, from_start, GATED, APART, PRECISION)
     more, y = grad, x
     if BK > PART:
         read = tl.dot(asked, _state_half(before, PART, BV, BK, PART), input_precision=PRECISION)
         y = _half(q, q_token, limit, KEY, PART, C, PART, EVEN_K)
-        more, share = _query_grad(read * scale, y, more_key, of_keys, share, from_start, GATED, APART, PRECISION)
+        more, share = _query_grad(read, y, more_key, of_keys, share, from_start, GATED, APART, PRECISION)
     if GATED:
-        cumulative_grad += share * query_length
-    _store_halves(q_grad + gates * KEY, HEADS * KEY, grad, more, x, y, query_length, length, KEY, C, BK, PART, EVEN_K,
-                  NORMALISE)
+        cumulative_grad += share * query_length * scale
+    _store_halves(q_grad + gates * KEY, HEADS * KEY, grad, more, x, y, query_length, scale, length, KEY, C, BK, PART,
+                  EVEN_K, NORMALISE)
 
     of_queries = tl.trans(of_queries)
     share = tl.zeros((C,), tl.float32)
@@ -183,10 +189,11 @@ def walk_gradients(
     x = _half(k, k_token, limit, KEY, 0, C, PART, EVEN_K)
     grad, share = _key_grad(-erased, x, query, key, of_queries, both, share, from_start, GATED, APART, PRECISION)
     carried, whole_grad = _carried(rest, before, after_grad, 0, 0.0, BK, PART, BV, GATED, PRECISION)
+    writes = strength
     if GATED or APART:
-        carried = carried * to_end[:, None]
+        writes *= to_end
     moved = tl.sum(x * carried, 1)
-    grad += carried * strength[:, None]
+    grad += carried * writes[:, None]
     more, y = grad, x
     if BK > PART:
         erased = tl.dot(sent, _state_half(before, PART, BV, BK, PART), input_precision=PRECISION)
@@ -194,15 +201,15 @@ def walk_gradients(
         more, share = _key_grad(-erased, y, more_query, more_key, of_queries, both, share, from_start, GATED, APART,
                                 PRECISION)
         carried, whole_grad = _carried(rest, before, after_grad, PART, whole_grad, BK, PART, BV, GATED, PRECISION)
-        if GATED or APART:
-            carried = carried * to_end[:, None]
         moved += tl.sum(y * carried, 1)
-        more += carried * strength[:, None]
-    moved = moved * key_length
+        more += carried * writes[:, None]
+    moved *= key_length
+    if GATED or APART:
+        moved *= to_end
     if GATED:
         cumulative_grad += share * key_length
-    _store_halves(k_grad + gates * KEY, HEADS * KEY, grad, more, x, y, key_length, length, KEY, C, BK, PART, EVEN_K,
-                  NORMALISE)
+    _store_halves(k_grad + gates * KEY, HEADS * KEY, grad, more, x, y, key_length, 1.0, length, KEY, C, BK, PART,
+                  EVEN_K, NORMALISE)
     strength_grad = (strength_grad + moved).to(beta_grad.dtype.element_ty)
     tl.store(beta_grad + gates + rows * HEADS, strength_grad, mask=rows < length)
     if GATED:

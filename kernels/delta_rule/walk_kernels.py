@@ -30,7 +30,6 @@ from kernels.delta_rule.tiles import (
     place_of,
     store_inverse,
     store_rows,
-    store_sums,
     store_tile,
     two_dot,
     two_terms,
@@ -114,21 +113,24 @@ def systems(
     elif GATED:
         high, low = cumulative(tl.where(alive, log_decays, 0.0))
         between = between_tokens(high[:, None], low[:, None], high[None, :], low[None, :], DOT)
-        whole = at_row(high, C - 1, C)
+        whole = tl.min(high, 0)  # sums never rise
         left = whole - high
         if tl.float32 == DOT:
             left += at_row(low, C - 1, C) - low
+        sums += at * (2 * C) + rows  # stored at once, so that they take no registers until the system is solved
+        tl.store(sums, high)
+        if tl.float32 == DOT:
+            tl.store(sums + C, low)
         from_start, to_end = tl.exp2(high), tl.exp2(left)
         tl.store(kept + at, tl.exp2(whole))
+    a = a * (key_length[:, None] * written)
     if GATED or APART:
+        a = a * between
         s = s * between
         reads, writes, asks = reads * from_start, writes * to_end, asks * from_start
     # Here, because then only one matrix is kept while the system is solved.
     tiles = place_of(system, at, 1, C, DOT)
     store_rows(tiles, tl.where((rows[:, None] >= rows[None, :]) & alive[:, None], s, 0.0), C, C)
-    a = a * (key_length[:, None] * written)
-    if GATED or APART:
-        a = a * between
     x = unit_lower_inverse(bounded(tl.where((rows[:, None] > rows[None, :]) & alive[:, None], a, 0.0)), C, PRECISION)
     limit = tl.minimum(limit, first_row(tl.max(tl.abs(x), 1) >= LARGEST, C))
     alive = rows < limit
@@ -137,8 +139,6 @@ def systems(
     tl.store(factors + C, tl.where(alive, writes, 0.0))
     tl.store(factors + 2 * C, tl.where(alive, asks, 0.0))
     tl.store(sound + at, limit)
-    if GATED:
-        store_sums(sums + at * (2 * C), high, low, limit, C, DOT)
 
 
 @triton.jit

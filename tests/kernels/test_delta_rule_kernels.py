@@ -131,6 +131,7 @@ class TestKernels:
         keys = made["k"][:, :2].repeat(1, 32, 1, 1)
         compare(made | {"k": keys, "beta": torch.full_like(made["beta"], beta)})
 
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow
     @pytest.mark.parametrize("decay", [0.0, -1e-3, -0.5, -30.0, -200.0, -torch.inf])
     def test_extreme_decays(self, decay: float) -> None:
         made = operands(40, 16, 16, gated=True, initial=True, heads=1)
@@ -228,6 +229,7 @@ class TestKernels:
                 documents = torch.arange(150, device=DEVICE).expand(batch, 150) // 40
                 compare(operands(150, 16, 16, initial=True, heads=1, batch=batch), documents=documents)
 
+    @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # NumPy's, of overflow
     @pytest.mark.parametrize("gated", [False, True])
     def test_transposed_tiles(self, gated: bool) -> None:
         sizes = find(read_table(), "delta_rule", "default", {"bits": 32, "width": 16, "gated": gated})
