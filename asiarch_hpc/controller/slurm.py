@@ -327,21 +327,35 @@ def _environment(source: Mapping[str, str]) -> dict[str, str]:
     return {key: value for key, value in source.items() if key in kept or not key.startswith(foreign)}
 
 
+# For the batch script. srun gives a job up when Slurm's controller is away just then, before anything has run, and says
+# so with the status of its own errors, among which are others that last.
+_SRUN = """\
+srun() {
+  local attempt status
+  for attempt in 1 2 3; do
+    while command -v scontrol && ! scontrol show job "$SLURM_JOB_ID"; do sleep 2; done > /dev/null 2>&1
+    SLURM_EXIT_ERROR=213 command srun "$@"
+    status=$?
+    [ $status = 213 ] || break
+  done
+  return $status
+}"""
+
+
 def _setup(folder: Path, cpus: int) -> list[str]:
     """Lines of the batch script before srun.
 
     submitit looks for its pickle under the job's number, which nobody knows before sbatch has answered. A link that
     the job makes itself leaves no moment in which a killed controller's jobs would lack it. A half-written result
-    of a killed attempt would make submitit refuse to write another. And srun gives the job up when Slurm's
-    controller happens to be away just then.
+    of a killed attempt would make submitit refuse to write another.
     """
     return [
         *(f"export {name}={value}" for name, value in job_environment(cpus).items()),
         f'JOB={shlex.quote(str(folder))}/"$SLURM_ARRAY_TASK_ID/${{SLURM_ARRAY_JOB_ID}}_$SLURM_ARRAY_TASK_ID"',
         '[ -e "$JOB"_submitted.pkl ] || ln -s job.pkl "$JOB"_submitted.pkl',
         'rm -f "$JOB"_*.save_tmp',
-        'while command -v scontrol && ! scontrol show job "$SLURM_JOB_ID"; do sleep 2; done > /dev/null 2>&1',
         "unset JOB",
+        _SRUN,
     ]
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -310,7 +311,11 @@ def test_nothing_is_lost_or_doubled_while_slurms_controller_is_away(accounting: 
     campaign = Campaign(tmp_path)
     [before] = campaign.submit("wait")
     campaign.running([before])
-    unclear, refused = campaign.requests("quick", "quick"), campaign.requests("quick")
+    # Between these jobs' look for the controller and srun it goes away.
+    looked, away = f"{campaign.notes}/looked-$SLURM_ARRAY_TASK_ID", campaign.notes / "away"
+    pause = f'scontrol() {{ command scontrol "$@" && touch {looked} && until [ -e {away} ]; do sleep 0.1; done; }}'
+    paused = replace(SMALL, slurm={**SMALL.slurm, "setup": [pause]})
+    unclear, refused = campaign.requests("quick", "quick", resources=paused), campaign.requests("quick")
 
     def fails(call: object, *arguments: object) -> str:
         with pytest.raises(SchedulerError) as caught:
@@ -328,17 +333,22 @@ def test_nothing_is_lost_or_doubled_while_slurms_controller_is_away(accounting: 
         os.kill(accounting.pid("slurmctld"), signal.SIGCONT)
         names = [job.name for job in unclear[1]]
         wait_for(lambda: set(names) <= set(campaign.scheduler.query()), 60, "the unclear submission arrives")
+        wait_for(lambda: len(list(campaign.notes.glob("looked-*"))) == 2, 60, "its jobs find the controller")
 
         accounting.end("slurmctld")
+        away.touch()
         calls = [
             pool.submit(fails, campaign.scheduler.submit, *refused),
             pool.submit(fails, campaign.scheduler.query),
             pool.submit(fails, campaign.scheduler.cancel, [before]),
         ]
         assert [call.result() for call in calls]
+    logs = [*campaign.jobs.glob(f"{unclear[0]}/*/*_log.out")]
+    wait_for(lambda: all("Unable to confirm allocation" in log.read_text() for log in logs), 60, "srun gives up")
+    assert not any(campaign.executions(name) for name in names)
     accounting.start()
 
-    campaign.ended(names)
+    campaign.ended(names, 180)  # srun asks again a minute later where nodes have not yet come back
     found = campaign.scheduler.query()
     assert found[before].state == "running"
     assert not {job.name for job in refused[1]} & set(found)
