@@ -355,9 +355,12 @@ def test_the_compiler_is_told_without_being_loaded() -> None:
 
 
 @pytest.mark.skipif(INTERPRETED, reason="this is it")
-def test_by_the_interpreter() -> None:
+@pytest.mark.parametrize("which", ["memory", "walks and not segments", "segments"])
+def test_by_the_interpreter(which: str) -> None:
+    """A form at a time: each takes minutes."""
     pytest.importorskip("triton")
-    words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", "-k", "TestKernels", __file__]
+    words = [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider"]
+    words += ["-k", f"TestKernels and ({which})", __file__]
     done = subprocess.run(
         words, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, check=False
     )
