@@ -359,6 +359,16 @@ def test_nothing_is_lost_or_doubled_while_slurms_controller_is_away(accounting: 
     assert all(len(campaign.executions(name)) == found[name].restarts + 1 for name in (before, *names))
 
 
+def test_a_launch_that_srun_refuses_again_and_again_ends_the_job(campaign: Campaign) -> None:
+    refused = replace(SMALL, slurm={**SMALL.slurm, "srun_args": ["--ntasks=99"]})
+    [name] = campaign.submit("quick", resources=refused)
+    status = campaign.ended([name])[name]
+    assert (status.detail, status.restarts) == ("FAILED", 0)
+    [log] = campaign.jobs.glob("*/0/*_log.out")
+    assert log.read_text().count("srun: error: Unable to create step") == 3
+    assert not campaign.executions(name)
+
+
 @pytest.mark.slow
 def test_a_job_is_warned_before_its_time_limit_and_resumes(
     slow_jobs: tuple[Campaign, list[str], str], plain: Cluster
